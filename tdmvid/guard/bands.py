@@ -213,7 +213,7 @@ BANDS = {
         Cause(
             "the videos hardly move",
             "the student has collapsed to stills",
-            "lower student.lr, and check that video.frames and video.fps fit the teacher",
+            "lower student.lr, and check that video.frames fits the teacher",
         ),
         _NOISE,
         floor=0.005,
@@ -249,7 +249,7 @@ BANDS = {
         Cause(
             "seeds of a prompt look alike",
             "the student has collapsed: its steps are too large, or the fake does not follow it",
-            "lower student.lr, raise fake.lr or objective.fake_updates",
+            "lower student.lr, raise fake.lr",
         ),
         _NOISE,
         floor=0.02,
@@ -292,23 +292,26 @@ NO_PROGRESS = Finding(
 )
 
 
-def not_finite(what: str) -> Verdict:
+def not_finite(what: str, dtype: str) -> Verdict:
     """Return the verdict on a student whose samples or losses are not finite.
 
     Args:
         what: Subject and verb, e.g. "the samples are".
+        dtype: Dtype of the model.
 
     Returns:
         A verdict with one finding.
     """
+    half = dtype == "float16"
     finding = Finding(
         "latents",
         FAR,
         0.0,
         1.0,
         f"{what} not finite",
-        "a number has overflowed: the student has diverged, or float16's range is too small",
-        "lower student.lr, or use model.dtype='bfloat16'",
+        "a number has overflowed: the student has diverged"
+        + ", or float16's range is too small" * half,
+        "lower student.lr" + ", or use model.dtype='bfloat16'" * half,
     )
     return Verdict({}, FAR, (finding,))
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ..config import RunConfig
+from ..config import PromptConfig, RunConfig
+from ..config.resources import MODELS
 from ..data.repetition import prompt_uses, trajectories
 from .bands import FAR, Finding
 
@@ -87,11 +88,18 @@ def _fake_rate(config: RunConfig) -> Finding | None:
         FAR,
         "the fake cannot follow the student",
         "the fake learns more slowly than the student changes",
-        "raise fake.lr or objective.fake_updates, or lower student.lr; 5 to 10 times student.lr is"
+        f"raise fake.lr{_or_more_updates(config)}, or lower student.lr; 5 to 10 times student.lr is"
         " usual. If this is intended, lower guard.fake_rate",
         f"fake.lr={config.fake.lr:g}{times} is {ratio:.2g} times student.lr={config.student.lr:g},"
         f" should be at least {least:g}",
     )
+
+
+def _or_more_updates(config: RunConfig) -> str:
+    """Return the advice to update the fake more often, if the settings allow that."""
+    objective = config.objective
+    allowed = objective.draws == "own" and objective.updates == "sequential"
+    return " or objective.fake_updates" if allowed else ""
 
 
 def _prompt_uses(config: RunConfig, prompts: Prompts) -> Finding | None:
@@ -99,7 +107,6 @@ def _prompt_uses(config: RunConfig, prompts: Prompts) -> Finding | None:
     most = config.guard.prompt_uses
     if not most or uses <= most:
         return None
-    kind = "images" if config.video.frames == 1 else "videos"
     enough = math.ceil(trajectories(config, ranks=prompts.ranks) / most)
     used = f"{uses:,.1f}".removesuffix(".0")
     each = f"each of {prompts.count:,} prompts" if prompts.count > 1 else "the only prompt"
@@ -110,7 +117,17 @@ def _prompt_uses(config: RunConfig, prompts: Prompts) -> Finding | None:
         most,
         "the student may work only for its training prompts",
         "there are too few of them",
-        f"use {enough:,} or more, e.g. generated ones (prompts.path={kind}:{enough}), and check"
-        " prompts.limit. If this is intended, raise guard.prompt_uses",
+        f"use {enough:,} or more{_example(config, enough)}, and check prompts.limit. If this is"
+        " intended, raise guard.prompt_uses",
         f"{each} is used {used} times, should be at most {most:g}",
     )
+
+
+def _example(config: RunConfig, enough: int) -> str:
+    """Return a source of so many prompts, where a list suits the teacher."""
+    if config.model.path in MODELS:
+        return ", e.g. its own (prompts.path=shapes)" if config.model.path == "shapes" else ""
+    if config.prompts.images or config.prompts.image_column != PromptConfig().image_column:
+        return ""
+    kind = "images" if config.video.frames == 1 else "videos"
+    return f", e.g. generated ones (prompts.path={kind}:{enough})"

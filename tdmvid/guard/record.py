@@ -26,6 +26,8 @@ class GuardCheck:
     findings: tuple[Finding, ...]
     early: bool = False
     """Whether the comparison was the loose one of the start of training."""
+    reference: str = ""
+    """Digest of the settings of the teacher's samples. Distances to others cannot be compared."""
 
 
 @dataclass(frozen=True)
@@ -75,25 +77,30 @@ class GuardRecord:
         """
         return GuardRecord(tuple(check for check in self.checks if check.step <= step))
 
-    def with_check(self, step: int, student: dict[str, float], verdict: Verdict) -> GuardRecord:
+    def with_check(
+        self, step: int, student: dict[str, float], verdict: Verdict, reference: str = ""
+    ) -> GuardRecord:
         """Return the record with one more check, instead of an earlier one of the same step.
 
         Args:
             step: Number of completed iterations.
             student: Measures of the student's samples, by name.
             verdict: Result of the comparison.
+            reference: Digest of the settings of the teacher's samples.
 
         Returns:
             A new record.
         """
-        measured = (verdict.relative, verdict.distance, verdict.findings, verdict.early)
+        measured = (verdict.relative, verdict.distance, verdict.findings, verdict.early, reference)
         others = (check for check in self.checks if check.step != step)
         return replace(self, checks=(*others, GuardCheck(step, student, *measured)))
 
     @property
     def best(self) -> int:
-        """Number of iterations of the student closest to its teacher; 0 without a check."""
-        return min(self.checks, key=lambda check: check.distance).step if self.checks else 0
+        """Number of iterations of the student closest to its teacher; 0 without a check. Checks
+        against another reference than the last check's do not count.
+        """
+        return self.best_of([check.step for check in self.checks])
 
     def best_of(self, steps: Collection[int]) -> int:
         """Return the best of some students.
@@ -105,7 +112,9 @@ class GuardRecord:
             Number of iterations of the student closest to its teacher; 0 if none of them was
             compared.
         """
-        return GuardRecord(tuple(check for check in self.checks if check.step in steps)).best
+        reference = self.checks[-1].reference if self.checks else ""
+        wanted = [one for one in self.checks if one.step in steps and one.reference == reference]
+        return min(wanted, key=lambda check: check.distance).step if wanted else 0
 
     def open_measures(self) -> set[str]:
         """Return the measures that the last check found outside their bands.

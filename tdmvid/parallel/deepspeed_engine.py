@@ -332,7 +332,7 @@ class DeepSpeedEngine:
                 f"{folder} was written with parallel.zero_stage={stage}, whose optimiser state"
                 f" zero_stage={self.stage} cannot read: use parallel.zero_stage="
                 + " or ".join(str(each) for each, kind in ALIKE.items() if kind == ALIKE[stage])
-                + ", or start a new run from the student (--set init=RUN/lora)"
+                + ", or start a new run"
             )
         if self.average and not (folder / "average.safetensors").exists():
             raise ValueError(

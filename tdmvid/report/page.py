@@ -44,7 +44,11 @@ def write_report(out: Path) -> Path:
         headline=_headline(gallery),
         problems=_problems(record, export),
         badges=list(_badges(record, export, scores)),
-        unscored="" if scores or evaluations else score_command(out, config, recorded),
+        unscored=(
+            score_command(out, config, recorded)
+            if export and not scores and not evaluations
+            else ""
+        ),
         facts=_facts(metrics),
         gallery=gallery,
         trajectories=_trajectories(out / "gallery"),

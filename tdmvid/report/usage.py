@@ -121,6 +121,10 @@ def commands(out: Path, config: dict | None, recorded: list[dict], images: bool)
     if not config or "video" not in config:
         return shown
     student = out / STUDENT_FOLDERS[config.get("training", "lora")]
+    export = shlex.join(["tdmvid", "export", "--run", str(out)])
+    if not (student / FACTS).is_file():
+        kept = any((out / "checkpoints").glob("step_*"))
+        return [*shown, Snippet("export the newest checkpoint", export)] if kept else shown
     if not any(item.what == "score" for item in shown):
         shown.append(Snippet("score", score_command(out, config, recorded)))
     words = ["tdmvid", "sample", "--lora", str(student), "--prompts", "prompts.txt"]
@@ -131,7 +135,6 @@ def commands(out: Path, config: dict | None, recorded: list[dict], images: bool)
     shown.append(Snippet(what, shlex.join([*words, "--out", str(out / "videos")])))
     words = ["tdmvid", "playground", "--lora", str(student)]
     shown.append(Snippet("try it beside its teacher, in a browser", shlex.join(words)))
-    export = shlex.join(["tdmvid", "export", "--run", str(out)])
     shown.append(Snippet("export; --format adds files for other programs", export))
     return shown
 

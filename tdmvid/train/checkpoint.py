@@ -17,29 +17,15 @@ from pathlib import Path
 from typing import Any
 
 from ..data.checkpoints import checksum, latest, list_steps, read_meta, step_folder, write_meta
-from ..data.files import PART, short, write_files
+from ..data.files import PART, write_files
 from ..data.saved_work import note_saved_work
 from ..parallel import collectives
+from .fingerprint import check_fingerprint
 
 NOT_SHARED = (
     "files of other ranks are not visible here: the run's folder must be on a file system that all"
     " machines share"
 )
-NAMED = 8
-"""Largest number of further settings that a message names."""
-CALLED = ("process", "device", "timeout", "on_failure")
-"""Settings of the call of a reward function."""
-NOTES = {
-    "steps": " (the learning rate decays to 0 at the last step; to train this student further,"
-    " start a new run with --set init=RUN/lora)",
-    "batch.accumulation": " (with objective.rollout='stop' each micro-batch of a rank has its own"
-    " step k, and batch.total is divided by the number of ranks: start the same number of ranks)",
-    "batch.micro_batches": " (the micro-batches of all ranks: batch.accumulation times the number"
-    " of data-parallel ranks)",
-    "backend": " (TorchEngine is one process without a launcher, DeepSpeedEngine needs `torchrun`"
-    " or `deepspeed`: start the run as before)",
-}
-"""Explanations to add when a setting differs from the checkpoint's."""
 UNCHECKED = "unchecked"
 """File in a checkpoint whose state was saved before it was checked. It is no part of the state."""
 PATIENCE = 300.0
@@ -137,8 +123,13 @@ class Checkpoints:
         reason = str(writing.error or "see the other ranks").splitlines()[0]
         raise OSError(
             f"{writing.final} could not be written ({reason}); the previous checkpoint is intact."
-            " Free disk space or choose another --out, then continue with --resume auto"
+            f" Free disk space, then continue with --resume auto{self._elsewhere()}"
         ) from writing.error
+
+    def _elsewhere(self) -> str:
+        """Return how to continue on another disk, if there is a checkpoint."""
+        steps = self.steps()
+        return f"; or use another --out with --resume {self._path(steps[-1])}" if steps else ""
 
     def close(self) -> None:
         """Wait up to a minute for the checkpoint being written, without communicating with other
@@ -281,12 +272,7 @@ class Checkpoints:
             ValueError: The checkpoint was written with other settings.
         """
         meta = read_meta(path)
-        saved = flat(defaults or {}) | flat(_compared(meta["fingerprint"]))
-        own = flat(_compared(fingerprint))
-        entries = [key for key in saved if "[" in key]  # of lists that may be shorter now
-        keys = dict.fromkeys([*own, *entries])
-        if others := [key for key in keys if saved.get(key) != own.get(key)]:
-            raise ValueError(_mismatch(path, others, saved, own))
+        check_fingerprint(path, meta["fingerprint"], fingerprint, defaults or {})
         for role, engine in engines.items():
             engine.load(path / role)
         return meta["step"]
@@ -337,50 +323,6 @@ class _Writing:
             self.error = error
         finally:
             self.own_part.set()
-
-
-def flat(settings: dict[str, Any], where: str = "") -> dict[str, Any]:
-    """Flatten nested settings to dotted names.
-
-    Args:
-        settings: Nested dictionaries, and lists of dictionaries.
-        where: Prefix of the names.
-
-    Returns:
-        Values by name, e.g. "model.path" or "rewards[0].strength".
-    """
-    found: dict[str, Any] = {}
-    for key, value in settings.items():
-        name = where + key
-        if isinstance(value, dict):
-            found |= flat(value, f"{name}.")
-        elif isinstance(value, (list, tuple)) and any(isinstance(each, dict) for each in value):
-            for place, each in enumerate(value):
-                found |= flat(each, f"{name}[{place}].")
-        else:
-            found[name] = value
-    return found
-
-
-def _mismatch(path: Path, others: list[str], saved: dict[str, Any], own: dict[str, Any]) -> str:
-    """Return the message about settings that differ: the first with both values."""
-    first, *more = others
-    named = ", ".join(more[:NAMED]) + (", ..." if len(more) > NAMED else "")
-    also = f" ({named} differ{'s' * (len(more) == 1)} too)" if more else ""
-    return (
-        f"{path} was written with {first}={short(saved.get(first))}, but this run has"
-        f" {short(own.get(first))}{also}: use the same value{'s' * bool(more)}, or another"
-        f" --out{NOTES.get(first, '')}"
-    )
-
-
-def _compared(fingerprint: dict[str, Any]) -> dict[str, Any]:
-    """Leave out where and how rewards are computed, which a resumed run may change."""
-    rewards = [
-        {key: value for key, value in reward.items() if key not in CALLED}
-        for reward in fingerprint.get("rewards") or ()
-    ]
-    return fingerprint | {"rewards": rewards}
 
 
 def _tell(marker: Path, written: dict[str, Any]) -> None:

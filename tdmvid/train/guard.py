@@ -6,6 +6,7 @@ continues. The teacher's samples are made once and stored in guard/.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 import time
@@ -130,7 +131,8 @@ class Guard:
             A check that stops the run.
         """
         if self.run.world.primary:
-            self.record = self.record.with_check(step, {}, not_finite(what))
+            verdict = not_finite(what, self.run.config.model.dtype)
+            self.record = self.record.with_check(step, {}, verdict, self._digest)
             self.record.write(self.run.config.folder)
             write_report(self.run.config.folder)
         return Check({}, (reason,), stop=reason)
@@ -157,7 +159,7 @@ class Guard:
         )
         verdict = replace(verdict, findings=(*self._settings, *verdict.findings))
         known = self.record.open_measures() | {finding.measure for finding in self._settings}
-        self.record = self.record.with_check(step, student, verdict)
+        self.record = self.record.with_check(step, student, verdict, self._digest)
         self.record.write(self.run.config.folder)
         scalars = {f"guard/{name}": value for name, value in verdict.relative.items()}
         scalars |= {
@@ -226,6 +228,11 @@ class Guard:
     def cfg(self) -> float:
         """Guidance scale of the teacher's samples."""
         return self.run.config.guard.cfg or self.run.config.objective.cfg
+
+    @property
+    def _digest(self) -> str:
+        """Digest of the settings of the teacher's samples."""
+        return hashlib.sha256(self._key().encode()).hexdigest()[:12]
 
     def _key(self) -> str:
         """Return all settings that the teacher's samples depend on, as JSON."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from ..config import RunConfig, to_dict
-from ..data.checkpoints import whole
+from ..data.checkpoints import step_folder, whole
 from ..data.files import remove_parts
+from ..guard.record import GuardRecord
 from ..parallel import collectives, launch
 from .checkpoint import Checkpoints
 from .monitor import METRICS, as_row
@@ -52,7 +54,11 @@ def find_checkpoint(checkpoints: Checkpoints, resume: str) -> Path | None:
         return None
 
     def find() -> Path | None:
-        return checkpoints.latest() if resume == "auto" else whole(Path(resume))
+        if resume != "auto":
+            return whole(Path(resume))
+        if (found := checkpoints.latest()) is None:
+            print(f"{checkpoints.folder} has no checkpoint: starting at step 0", file=sys.stderr)
+        return found
 
     return collectives.on_rank0(find)
 
@@ -120,3 +126,25 @@ def save_state(
     extra |= save_stream(run) | (run.rewards.save() if run.rewards is not None else {})
     checked = unlogged is None
     return checkpoints.save(done, run.engines, run.fingerprint, extra=extra, checked=checked)
+
+
+def best_step(checkpoints: Checkpoints, record: GuardRecord, last: int) -> int:
+    """Return the best student whose checkpoint is intact.
+
+    Args:
+        checkpoints: Checkpoints of the run.
+        record: The guard's checks.
+        last: Number of iterations of the run.
+
+    Returns:
+        Number of iterations; `last` if no other student is better or intact.
+    """
+    kept = {step for step in checkpoints.steps() if step <= last}
+    while (chosen := record.best_of(kept) or last) != last:
+        try:
+            whole(step_folder(checkpoints.folder, chosen), part="student")
+            return chosen
+        except ValueError as error:
+            print(f"warning: {error}; the next best student is exported", file=sys.stderr)
+            kept.discard(chosen)
+    return last

@@ -17,7 +17,7 @@ from ..config.json_files import read_object
 from ..data.files import write_json
 from ..data.reading import reason
 from ..parallel import collectives
-from .checkpoint import flat
+from .fingerprint import flat
 from .monitor import METRICS, count_logged
 
 PROJECT = "tdmvid"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from ..config import RunConfig, to_dict
-from ..data.checkpoints import step_folder, whole
+from ..data.checkpoints import step_folder
 from ..data.files import write_json
 from ..data.folder_lock import FolderLock
 from ..diffusion.denoiser import Cond
@@ -19,14 +19,23 @@ from ..distill.objective import build_objective
 from ..distill.trajectories import pick_grid
 from ..parallel import collectives, launch
 from ..roles.rules import check_folders
-from .checkpoint import Checkpoints, flat
+from .checkpoint import Checkpoints
+from .endings import diverged_message, failed_message, stopped_message
 from .finalize import finalize
+from .fingerprint import flat
 from .guard import NOTHING, Check, Guard
 from .monitor import Monitor
 from .run import Run, build_run
 from .samples import NotFinite, write_samples
 from .signals import HangDetector, Interrupted, StopSignals
-from .state import find_checkpoint, load_state, open_checkpoints, remove_partial_files, save_state
+from .state import (
+    best_step,
+    find_checkpoint,
+    load_state,
+    open_checkpoints,
+    remove_partial_files,
+    save_state,
+)
 from .tracker import open_tracker
 
 
@@ -192,7 +201,7 @@ def _loop(
                 checkpoints.wait()
             if stop:
                 path = step_folder(checkpoints.folder, done)
-                raise Interrupted(_stopped(done, config.steps, path))
+                raise Interrupted(stopped_message(done, config.steps, path))
 
 
 def _due(every: int, done: int) -> bool:
@@ -251,11 +260,11 @@ def _choose_student(run: Run, checkpoints: Checkpoints, guard: Guard) -> None:
     """Load the student to export, if it is not the last one."""
     chosen = run.config.steps
     if run.config.export.select == "best":
-        kept = {step for step in checkpoints.steps() if step <= chosen}
-        chosen = collectives.broadcast_from_rank0(guard.record.best_of(kept) or chosen)
+        chosen = collectives.on_rank0(
+            lambda: best_step(checkpoints, guard.record, run.config.steps)
+        )
     if chosen != run.config.steps:
-        path = whole(step_folder(checkpoints.folder, chosen), part="student")
-        run.engines["student"].load(path / "student")
+        run.engines["student"].load(step_folder(checkpoints.folder, chosen) / "student")
     guard.note_exported(chosen)
 
 
@@ -278,11 +287,11 @@ def _give_up(
 ) -> NoReturn:
     """Save the last good state, if there is one, and stop."""
     if broken := _broken_role(run):
-        reason = _diverged(broken, step, run.config)
+        reason = diverged_message(broken, step, run.config)
     else:
         path = save_state(run, checkpoints, step + 1)
         checkpoints.wait()
-        reason = _failed(outcome.failed, step, failures, path)
+        reason = failed_message(outcome.failed, step, failures, path)
     check = guard.fail(step + 1, f"the {outcome.failed}'s loss or gradient is", reason)
     monitor.warn(step, check.lines)
     raise TrainingStopped(reason)
@@ -295,34 +304,6 @@ def _broken_role(run: Run) -> str:
         if not collectives.all_agree(all(bool(w.isfinite().all()) for w in weights.values())):
             return role
     return ""
-
-
-def _diverged(role: str, step: int, config: RunConfig) -> str:
-    start = (
-        f". It can start from an earlier checkpoint: tdmvid export --run {config.folder}"
-        " --checkpoint DIR --out START, then --set init=START"
-    )
-    return (
-        f"stopped: the {role}'s weights were not finite at step {step}, so this state was not"
-        f" saved. Lower {role}.lr in a new run (another --out)"
-        + start
-        * (config.training == "lora")  # `init` is a LoRA
-    )
-
-
-def _failed(role: str | None, step: int, failures: int, path: Path) -> str:
-    return (
-        f"stopped: the {role}'s loss or gradient was not finite in {failures} iterations in a row,"
-        f" up to step {step}; the last good state is in {path}. Check the prompts and model.dtype,"
-        f" or lower {role}.lr in a new run (another --out)"
-    )
-
-
-def _stopped(done: int, steps: int, path: Path) -> str:
-    return (
-        f"stopped as requested after {done:,} of {steps:,} iterations; the state is saved in"
-        f" {path}: repeat the command with --resume auto to continue"
-    )
 
 
 def _iteration(run: Run, step: int) -> tuple[Outcome, dict[str, float]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tdmvid.config import RunConfig, to_dict
-from tdmvid.guard.bands import BANDS, FAR, judge
+from tdmvid.guard.bands import BANDS, FAR, judge, not_finite
 from tdmvid.guard.record import GuardRecord
 
 TEACHER = {
@@ -140,6 +140,21 @@ def test_the_best_student_is_the_closest_one_wherever_it_came(tmp_path):
     assert GuardRecord.read(tmp_path) == record and record.best == 200
     assert record.until(100).best == 100 and record.until(50).best == 0
     assert GuardRecord.read(tmp_path / "elsewhere") == GuardRecord()
+
+
+def test_distances_to_another_reference_are_not_compared():
+    """A resumed run may sample other prompts, with other guidance."""
+    record = record_of(1.1)
+    for step, contrast in ((200, 1.6), (300, 1.3)):
+        verdict = judge(beside("contrast", contrast), TEACHER)
+        record = record.with_check(step, {}, verdict, "another reference")
+    assert record.best == 300 and record.best_of({100, 200}) == 200 and not record.best_of({100})
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_another_dtype_is_advised_only_where_it_helps(dtype):
+    [finding] = not_finite("the samples are", dtype).findings
+    assert ("model.dtype='bfloat16'" in str(finding)) == (dtype == "float16")
 
 
 def test_a_check_that_is_repeated_replaces_the_first_one():

@@ -10,18 +10,22 @@ import torch
 from refusals import refused
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from tdmvid.data.checkpoints import checksum, write_meta
 from tdmvid.diffusion.grid import uniform
 from tdmvid.export.load import load_pipeline
 from tdmvid.export.request import ExportRequest
 from tdmvid.export.sources import export_published, export_run
-from tdmvid.guard.bands import BANDS
+from tdmvid.guard.bands import BANDS, Verdict
+from tdmvid.guard.record import GuardRecord
 from tdmvid.parallel import launch
 from tdmvid.sampling.sample import find_untrained
 from tdmvid.sampling.student import load_for_sampling, use_student
 from tdmvid.train import guard as guarding
 from tdmvid.train import trainer
+from tdmvid.train.checkpoint import Checkpoints
 from tdmvid.train.monitor import read_metrics
 from tdmvid.train.samples import Samples
+from tdmvid.train.state import best_step
 from tdmvid.train.trainer import TrainingStopped, train
 
 OFTEN = ("steps=2", "log.sample_every=1", "guard.patience=0")
@@ -150,6 +154,22 @@ def test_the_best_student_is_kept_and_exported(broken):
     card = (broken / "lora" / "README.md").read_text()
     assert ("1 of 2 iterations" in card) == (best == 1)
     assert "not healthy" in card
+
+
+def test_a_damaged_best_checkpoint_gives_way_to_the_next_best(tmp_path, capsys):
+    folder, record = tmp_path / "checkpoints", GuardRecord()
+    for step, contrast in ((1, 1.01), (2, 1.1), (3, 1.5)):
+        verdict = Verdict({}, contrast - 1, ())
+        record = record.with_check(step, {}, verdict)
+        path = folder / f"step_{step:06d}"
+        (path / "student").mkdir(parents=True)
+        (path / "student" / "a").write_bytes(b"weights")
+        write_meta(path, {"step": step, "files": {"student/a": checksum(b"weights")}})
+    checkpoints = Checkpoints(folder, keep=3, rank=0, ranks=1)
+    assert best_step(checkpoints, record, 3) == 1
+    (folder / "step_000001" / "student" / "a").write_bytes(b"Weights")
+    assert best_step(checkpoints, record, 3) == 2
+    assert "step_000001" in capsys.readouterr().err
 
 
 def test_every_rank_makes_the_reference_once(tiny_run, tmp_path, monkeypatch):

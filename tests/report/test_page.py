@@ -148,6 +148,8 @@ def test_an_export_that_fails_its_check_has_no_proud_head(tmp_path):
 def test_a_run_without_scores_names_the_command_that_scores_it(tmp_path):
     command = {"what": "score", "command": "tdmvid score shapes --run here"}
     write(tmp_path / "commands.json", {"commands": [command]})
+    assert "not scored" not in Page(write_report(tmp_path).read_text()).text  # no student yet
+    lora(tmp_path)
     head = Page(write_report(tmp_path).read_text()).text
     assert "not scored yet: tdmvid score shapes --run here" in head
     scores(tmp_path)

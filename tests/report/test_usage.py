@@ -53,6 +53,9 @@ def test_a_whole_network_is_shown_like_a_lora(tmp_path):
     assert "Use this student" in page and 'href="student/model.safetensors"' in page
 
 
+DONE = {"error": 0.0, "tolerance": 1e-4, "files": []}
+
+
 def test_links_lead_to_files_that_are_there(page, tmp_path):
     hrefs = [attrs["href"] for tag, attrs in Page(page).elements if tag == "a"]
     assert {"lora/", "lora/a.safetensors", "metrics.jsonl", "config.json", "gallery/"} <= {*hrefs}
@@ -65,6 +68,7 @@ def test_a_run_can_be_trained_scored_sampled_and_exported_again(tmp_path):
     run = tmp_path / "my runs"
     config = {"video": {"frames": 9}, "training": "lora"}
     write(run / "config.json", config)
+    write(run / "lora/export.json", DONE)
     train = "tdmvid train --config shapes_4nfe"
     write(run / "commands.json", {"commands": [{"what": "train", "command": train}]})
     shown = codes(write_report(run).read_text())[:-1]
@@ -79,9 +83,18 @@ def test_a_run_can_be_trained_scored_sampled_and_exported_again(tmp_path):
         assert_parses(command)
 
 
+def test_a_run_without_a_student_has_no_commands_for_one(tmp_path):
+    write(tmp_path / "config.json", {"video": {"frames": 9}, "training": "lora"})
+    page = write_report(tmp_path).read_text()
+    assert not [text for text in codes(page) if "/lora" in text] and "not scored" not in page
+    (tmp_path / "checkpoints" / "step_000002").mkdir(parents=True)
+    assert f"tdmvid export --run {tmp_path}" in codes(write_report(tmp_path).read_text())
+
+
 @pytest.mark.parametrize("teacher", ["shapes", "shapes_i2v"])
 def test_a_student_of_an_embedded_teacher_is_scored_with_its_own_judge(tmp_path, teacher):
     write(tmp_path / "config.json", {"video": {"frames": 9}, "model": {"path": teacher}})
+    write(tmp_path / "lora/export.json", DONE)
     (score,) = [text for text in codes(write_report(tmp_path).read_text()) if " score " in text]
     assert score == f"tdmvid score shapes --run {tmp_path}"
     assert_parses(score)
@@ -89,6 +102,7 @@ def test_a_student_of_an_embedded_teacher_is_scored_with_its_own_judge(tmp_path,
 
 def test_a_run_that_starts_from_images_is_sampled_with_images(tmp_path):
     write(tmp_path / "config.json", {"video": {"frames": 9}})
+    write(tmp_path / "lora/export.json", DONE)
     columns = [{"name": "first frame", "nfe": None, "videos": []}]
     write(tmp_path / "gallery/gallery.json", {"prompts": ["a lake"], "columns": columns})
     (sample,) = [text for text in codes(write_report(tmp_path).read_text()) if " sample " in text]
