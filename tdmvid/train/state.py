@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from ..config import RunConfig, to_dict
-from ..data.checkpoints import step_folder, whole
+from ..data.checkpoints import find_damage, step_folder, whole
 from ..data.files import remove_parts
 from ..guard.record import GuardRecord
 from ..parallel import collectives, launch
@@ -141,10 +141,12 @@ def best_step(checkpoints: Checkpoints, record: GuardRecord, last: int) -> int:
     """
     kept = {step for step in checkpoints.steps() if step <= last}
     while (chosen := record.best_of(kept) or last) != last:
-        try:
-            whole(step_folder(checkpoints.folder, chosen), part="student")
+        path = step_folder(checkpoints.folder, chosen)
+        if not (damage := find_damage(path, "student")):
             return chosen
-        except ValueError as error:
-            print(f"warning: {error}; the next best student is exported", file=sys.stderr)
-            kept.discard(chosen)
+        print(
+            f"warning: {path} is damaged ({damage}): the next best student is exported",
+            file=sys.stderr,
+        )
+        kept.discard(chosen)
     return last

@@ -164,7 +164,8 @@ def test_a_damaged_best_checkpoint_gives_way_to_the_next_best(tmp_path, capsys):
         path = folder / f"step_{step:06d}"
         (path / "student").mkdir(parents=True)
         (path / "student" / "a").write_bytes(b"weights")
-        write_meta(path, {"step": step, "files": {"student/a": checksum(b"weights")}})
+        files = {"student/a": checksum(b"weights")}
+        write_meta(path, {"step": step, "fingerprint": {}, "files": files})
     checkpoints = Checkpoints(folder, keep=3, rank=0, ranks=1)
     assert best_step(checkpoints, record, 3) == 1
     (folder / "step_000001" / "student" / "a").write_bytes(b"Weights")
