@@ -3,6 +3,7 @@
 #   make test    the whole test suite; make quick: the tests that are not marked slow
 #   make lint    ruff, mypy and the share of public names that have a docstring
 #   make docs    build the documentation into site/; a broken link or anchor is an error
+#   make clean   delete the built documentation
 #   make lowest  the quick suite with the lowest versions that setup.py allows
 PYTHON ?= python3
 VENV := .venv
@@ -57,4 +58,4 @@ $(LOWEST)/installed: setup.py constraints-lowest.txt
 	touch $@
 
 clean:
-	rm -rf runs cache site
+	rm -rf site

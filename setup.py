@@ -50,6 +50,7 @@ setup(
             "*.safetensors",
             "*.txt",
             "teacher/*.json",
+            "teacher/*.md",
             "teacher/*/*.json",
             "teacher/*/*.safetensors",
         ],

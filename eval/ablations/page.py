@@ -129,7 +129,7 @@ def claims_table(claims: list[Claim], results: Results, columns: dict[str, str])
         columns: Labels by column.
 
     Returns:
-        Lines of a Markdown table.
+        Lines of a Markdown table; none if no claim can be judged.
     """
     lines = ["| claim | measured: first against second | verdict |", "|---|---|---|"]
     for claim in claims:
@@ -148,7 +148,7 @@ def claims_table(claims: list[Claim], results: Results, columns: dict[str, str])
             lines.append(
                 f"| {claim.text} | {a} {shown[0]}; {b} {shown[1]} | {verdict(claim, results)} |"
             )
-    return lines
+    return lines if len(lines) > 2 else []
 
 
 def calls_to_reach(
@@ -183,11 +183,11 @@ def write_page(path: Path, suite, results: Results, command: str) -> None:
     settings = ", ".join(f"{key} {value}" for key, value in suite.settings().items())
     seeds = max((len(found) for found in results.values()), default=0)
     lines = [f"# {suite.title}", ""]
-    if suite.claims():
+    if rows := claims_table(suite.claims(), results, suite.columns):
         lines += [
             "## Verdicts",
             "",
-            *claims_table(suite.claims(), results, suite.columns),
+            *rows,
             "",
             *RULE,
             "",

@@ -34,7 +34,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--teacher-steps", type=int, default=50, help="sampling steps of the teacher"
     )
-    parser.add_argument("--cfg", type=float, required=True, help="guidance scale of the teacher")
+    parser.add_argument(
+        "--cfg",
+        type=float,
+        help="guidance scale of the teacher (default: that of the student's training)",
+    )
     parser.add_argument(
         "--captions", type=int, default=64, help="captions of the scores on the shapes world"
     )
@@ -60,8 +64,8 @@ def run(args: argparse.Namespace) -> None:
     from ..config import check_number
     from ..config.ranges import OPTIONS
     from ..parallel import launch
-    from ..sampling.sample import Sampler
     from ..sampling.shots import plan_shots
+    from ..sampling.side_by_side import teacher_of
     from ..sampling.student import load_for_sampling
     from ..scoring.conditions import PAGE, sample_conditions, table
 
@@ -86,7 +90,7 @@ def run(args: argparse.Namespace) -> None:
         args.out,
         backbone=backbone,
         world=world,
-        teacher=Sampler(steps=args.teacher_steps, cfg=args.cfg),
+        teacher=teacher_of(backbone, args.lora, steps=args.teacher_steps, cfg=args.cfg),
         batch=args.batch,
         further=_judged(backbone, args),
     )

@@ -84,7 +84,7 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
         "--out",
         type=Path,
         help="default: in the run's folder, export, export_fused, export_rank64, export_raw,"
-        " export_step_000500",
+        " export_step_000500, export_mean_OTHER",
     )
     parser.add_argument(
         "--format",
@@ -181,7 +181,10 @@ def run(args: argparse.Namespace) -> None:
     target = _check_target(args)
     out = args.out or (args.run / default_name(args) if args.run else None)
     if out:
+        from ..export.replace import check_replaceable
+
         check_writable(out, "--out")
+        check_replaceable(out)
     facts = _export(args, out)
     print(
         f"{out}: relative difference {facts['error']:.1e} of at most {facts['tolerance']:.0e}"
@@ -232,7 +235,7 @@ def default_name(args: argparse.Namespace) -> str:
         f"rank{args.rank}" * bool(args.rank),
         args.weights,
         args.checkpoint.name if args.checkpoint else "",
-        f"mean{len(args.average_with) + 1}" * bool(args.average_with),
+        *(["mean", *(run.name for run in args.average_with)] if args.average_with else []),
     ]
     return "_".join(["export", *filter(None, kinds)])
 
@@ -270,6 +273,10 @@ def _export(args: argparse.Namespace, out: Path | None) -> dict:
         )
     refuse_fps_of_images(args, None)
     listed = _timesteps(args.timesteps)
+    if not args.prompt:
+        raise ValueError(
+            "--prompt is missing: give at least one prompt, on whose samples the export is checked"
+        )
     backbone = _load_base(args)
     refuse_images(args, ["image"], backbone)
     grid = _build_grid(listed, args.steps, backbone)

@@ -244,11 +244,11 @@ def score_vbench(args: argparse.Namespace) -> None:
         evaluation = vbench_run.prepare(config)
         print(evaluation.checked.describe())
         return
-    if args.preflight:
-        print(evaluation.checked.describe())
     if args.stage != "sample":
         evaluation.environment.find_python()  # check before anything is sampled
-    if not args.preflight:
+    if args.preflight:
+        print(evaluation.checked.describe())
+    else:
         out = output_dir(args, "vbench")
         vbench_run.run(evaluation, args.lora, out, stage=args.stage)
         if args.stage != "sample":

@@ -295,8 +295,8 @@ def read_images(files: Iterable[Path], size: ClipSize) -> Tensor:
     ).transpose(0, 1)
 
 
-def image_digest(file: Path) -> str:
-    """Hash the content of an image file.
+def file_digest(file: Path) -> str:
+    """Hash the content of a file.
 
     Args:
         file: The file.

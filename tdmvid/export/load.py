@@ -29,19 +29,21 @@ from ..config.json_files import read_object
 from ..config.resources import find_model
 from ..data.reading import reading
 from .base_name import on_hub
+from .request import DTYPES
 
 PACKAGE = __package__.split(".")[0]
 
 
 def load_pipeline(
-    folder: str | Path, *, base: str | None = None, dtype: str | None = None
+    folder: str | Path, *, base: str | None = None, dtype: str | torch.dtype | None = None
 ) -> DiffusionPipeline:
     """Load the stock diffusers pipeline of an exported student, as its export.json describes it.
 
     Args:
         folder: A folder that `tdmvid export` or a run wrote.
         base: Folder or hub id of the base, if it is not where export.json says.
-        dtype: Dtype of the base, e.g. "float16"; the default is the one in export.json.
+        dtype: Dtype of the base: float32, float16 or bfloat16, as text or of torch; the default is
+            the one in export.json.
 
     Returns:
         The pipeline, on the CPU. Sample with the student's number of steps and guidance 1.
@@ -53,7 +55,10 @@ def load_pipeline(
     folder = Path(folder)
     facts = _facts(folder)
     _place_base(folder, facts, base)
-    pipeline = _load_base(folder, facts, dtype)
+    own = str(facts["model"]["dtype"] if dtype is None else dtype).removeprefix("torch.")
+    if own not in DTYPES:
+        raise ValueError(f"dtype={short(own)}: choose {', '.join(DTYPES)}")
+    pipeline = _load_base(folder, facts, getattr(torch, own))
     if "rank" in facts:
         _add_loras(pipeline, folder, facts)
     pipeline.scheduler = _load_scheduler(folder, facts["scheduler"])
@@ -91,10 +96,9 @@ def _place_base(folder: Path, facts: dict[str, Any], base: str | None) -> None:
         )
 
 
-def _load_base(folder: Path, facts: Mapping[str, Any], dtype: str | None) -> Any:
+def _load_base(folder: Path, facts: Mapping[str, Any], own: torch.dtype) -> Any:
     """Load the pipeline of the base, with the student's network if the folder has a whole one."""
     model = facts["model"]
-    own = getattr(torch, dtype or model["dtype"])
     dtypes = dict.fromkeys(facts.get(FLOAT32_PARTS, ()), torch.float32) | {"default": own}
     default, others = _variants(facts)
     settings = dict.fromkeys(facts.get(ABSENT_PARTS, ())) | {

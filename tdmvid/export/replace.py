@@ -31,7 +31,7 @@ def replacing(*targets: Path) -> Iterator[Path]:
     aside, old = (folders[0].with_name(f".{folders[0].name}.{state}") for state in ("part", "old"))
     _put_back(folders, aside, old)
     for folder in folders:
-        _check_replaceable(folder)
+        check_replaceable(folder)
     aside.mkdir(parents=True)
     try:
         yield aside
@@ -49,8 +49,15 @@ def replacing(*targets: Path) -> Iterator[Path]:
         shutil.rmtree(left, ignore_errors=True)
 
 
-def _check_replaceable(folder: Path) -> None:
-    """Check that a folder is missing, empty, or contains only files of an earlier export."""
+def check_replaceable(folder: Path) -> None:
+    """Check that a folder is missing, empty, or contains only files of an earlier export.
+
+    Args:
+        folder: Folder that an export would replace.
+
+    Raises:
+        ValueError: It contains other files.
+    """
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     if not (folder / FACTS).is_file():

@@ -51,7 +51,7 @@ from .student import (
     sample_reference,
     with_merged,
 )
-from .trained import Trained, average, read_trained
+from .trained import Trained, average, check_runs, read_trained
 
 REMEDY = "use the config or the model that the weights were trained with"
 """Advice for weights that do not fit the model."""
@@ -87,6 +87,7 @@ def export_run(
             `others` cannot be averaged with it.
         RuntimeError: The export differs from the student by more than the tolerance.
     """
+    check_runs([run, *others])
     trained = read_trained(run, checkpoint=checkpoint, weights=weights)
     averaged = [read_trained(other, weights=weights) for other in others]
     if averaged:

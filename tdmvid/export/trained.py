@@ -72,6 +72,22 @@ def read_trained(
 
 
 @torch.no_grad()
+def check_runs(runs: Sequence[Path]) -> None:
+    """Check that runs to average are different ones.
+
+    Args:
+        runs: Their folders.
+
+    Raises:
+        ValueError: A run is given twice, so it would count double.
+    """
+    seen: set[Path] = set()
+    for run in runs:
+        if run.resolve() in seen:
+            raise ValueError(f"average-with={short(str(run))} is given twice: name each run once")
+        seen.add(run.resolve())
+
+
 def average(students: Sequence[Trained]) -> dict[str, Tensor]:
     """Average the weights of students that started from the same weights.
 

@@ -130,7 +130,8 @@ def _storage(plan: Plan) -> Iterator[Row]:
     images = f" {gib(storage.images)} of given images," if storage.images else ""
     yield (
         "disk",
-        f"{storage.total / GIB:,.1f} GiB: the download, {gib(storage.embeddings)} of embeddings,"
+        f"{storage.total / GIB:,.1f} GiB: {'the download, ' * bool(storage.download)}"
+        f"{gib(storage.embeddings)} of embeddings,"
         f"{images} {gib(storage.checkpoints)} of checkpoints,"
         f" {gib(storage.export)} of exported weights;"
         " samples not included",

@@ -21,6 +21,7 @@ from scipy import optimize, special
 from torch import Tensor
 
 from ..data.files import atomic_path, write_text
+from ..data.items import file_digest
 from ..data.video import IMAGES, read_image, read_video
 from ..scoring.intervals import Measure, binomial
 from ..scoring.study import Tally
@@ -73,7 +74,7 @@ def votes_on_pairs(key: dict, votes: Tally, a: Path, b: Path) -> list[Pair]:
         The pairs that have votes.
 
     Raises:
-        ValueError: A sample is missing.
+        ValueError: A sample is missing, or is not the one that the study showed.
     """
     pairs = []
     for index, (for_a, for_b, neither) in sorted(votes.per_pair.items()):
@@ -81,9 +82,14 @@ def votes_on_pairs(key: dict, votes: Tally, a: Path, b: Path) -> list[Pair]:
             continue
         asked = key["pairs"][index]
         sides = a / asked["file"], b / asked.get("file_b", asked["file"])
-        for path in sides:
+        for path, shown in zip(sides, asked.get("sha256", (None, None)), strict=True):
             if not path.is_file():
                 raise ValueError(f"{path} does not exist: give the folders that the study showed")
+            if shown and shown != file_digest(path):  # keys of earlier versions have none
+                raise ValueError(
+                    f"{path} is not the sample that the study showed: give the folder of"
+                    f" {key['A']} as --a and that of {key['B']} as --b"
+                )
         pairs.append(Pair(asked["prompt"], *sides, for_a + neither / 2, for_b + neither / 2))
     return pairs
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..config import check_number, short
 from ..config.ranges import SEED
-from ..data.items import Item, image_digest
+from ..data.items import Item, file_digest
 
 Naming = Literal["index", "prompt"]
 NAME_BYTES = 255
@@ -88,7 +88,7 @@ def _known(item: Item | str) -> tuple[str, str, str]:
     """Return prompt, image file and digest of the image's content."""
     if isinstance(item, str) or item.image is None:
         return (item if isinstance(item, str) else item.prompt), "", ""
-    return item.prompt, str(item.image), image_digest(item.image)
+    return item.prompt, str(item.image), file_digest(item.image)
 
 
 def _check_names(shots: list[Shot]) -> None:

@@ -74,7 +74,9 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def teacher_of(backbone: Backbone, student: Path, *, steps: int | None = None) -> Sampler:
+def teacher_of(
+    backbone: Backbone, student: Path, *, steps: int | None = None, cfg: float | None = None
+) -> Sampler:
     """Return the teacher as its student has learned it: with its guidance and negative prompt.
 
     An interval of guidance is left out, because no stock call has it.
@@ -83,15 +85,17 @@ def teacher_of(backbone: Backbone, student: Path, *, steps: int | None = None) -
         backbone: the teacher's network.
         student: folder of the student, whose export.json says what it has learned.
         steps: number of steps; None takes the stock pipeline's default.
+        cfg: guidance scale, of both experts; None takes what the student has learned.
     """
-    long, cfg = stock_defaults(backbone)
-    learned = read_facts(student).get("teacher") or {"guidance": cfg, "negative_prompt": ""}
+    long, usual = stock_defaults(backbone)
+    learned = read_facts(student).get("teacher") or {"guidance": usual, "negative_prompt": ""}
+    scale = learned["guidance"] if cfg is None else cfg
     return Sampler(
         steps=long if steps is None else steps,
-        cfg=learned["guidance"],
-        negative=learned["negative_prompt"] if learned["guidance"] != 1 else "",
-        cfg_2=learned.get("guidance_2"),
-        use_dynamic_cfg=learned.get("use_dynamic_cfg", False),
+        cfg=scale,
+        negative=learned["negative_prompt"] if scale != 1 else "",
+        cfg_2=learned.get("guidance_2") if cfg is None else None,
+        use_dynamic_cfg=learned.get("use_dynamic_cfg", False) and scale != 1,
     )
 
 

@@ -119,9 +119,10 @@ def evaluation_of(student: Student, program: str) -> str:
     if pipeline in FAMILIES:
         return FAMILIES[pipeline]
     known = ", ".join(sorted(path.stem for path in EVALUATIONS.glob("vbench_*.json")))
+    lack = f"there is none for {pipeline}" if pipeline else "it does not state its model family"
     raise ValueError(
-        f"{student.folder} does not state its model family: choose an evaluation config (--config),"
-        f" e.g. {known}"
+        f"{student.folder} names no evaluation config, and {lack}: choose one (--config), e.g."
+        f" {known}"
     )
 
 

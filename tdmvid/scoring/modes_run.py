@@ -62,10 +62,7 @@ def sample_students(students: Sequence[Path], out: Path, wanted: SharedShots) ->
     check_comparable(students)
     world = launch.start("none")
     backbone = load_for_sampling(world, student=students[0])
-    if wanted.cfg is None:
-        teacher = teacher_of(backbone, students[0], steps=wanted.steps)
-    else:
-        teacher = Sampler(steps=wanted.steps, cfg=wanted.cfg)
+    teacher = teacher_of(backbone, students[0], steps=wanted.steps, cfg=wanted.cfg)
     samplers = {out / "teacher": teacher} | {
         out / f"student_{number}": Sampler(folder) for number, folder in enumerate(students, 1)
     }

@@ -11,7 +11,7 @@ from pathlib import Path
 from ..adapters.bundle import ADAPTER_FILES, read_facts
 from ..adapters.teacher import load_teacher
 from ..backbones.base import Backbone
-from ..config import ImageConfig, ModelConfig, VBenchConfig, from_dict
+from ..config import ImageConfig, ModelConfig, VBenchConfig, from_dict, short
 from ..config.json_files import read_object
 from ..parallel import launch
 from ..sampling.manifest import SETTINGS
@@ -119,11 +119,32 @@ def config_mismatches(config: EvaluationConfig, student: Path) -> tuple[str, ...
         ("base", trained.get("model", {}).get("path"), config.model.path),
         ("size", _words(trained.get("video")), _words(size)),
     )
-    return tuple(
+    found = tuple(
         f"The student was trained on {what} {own}, and is scored on {asked}."
         for what, own, asked in pairs
         if own and asked and own != asked
     )
+    if not (learned := trained.get("teacher")):
+        return found
+    own = _guidance(
+        learned["guidance"],
+        learned.get("guidance_2"),
+        learned.get("use_dynamic_cfg", False),
+        learned["negative_prompt"],
+    )
+    side = config.teacher
+    asked = _guidance(side.cfg, side.cfg_2, side.use_dynamic_cfg, side.negative)
+    differs = f"The student was trained with {own}, and its teacher is sampled with {asked}."
+    return (*found, differs) if own != asked else found
+
+
+def _guidance(cfg: float, cfg_2: float | None, dynamic: bool, negative: str) -> str:
+    """Describe the guidance of a teacher."""
+    if cfg == 1 and cfg_2 in (None, 1):
+        return "no guidance"
+    second = "" if cfg_2 in (None, cfg) else f" and {cfg_2:g} by expert"
+    away = f" and the negative prompt {short(negative)}" if negative else ""
+    return f"guidance {cfg:g}{second}{', dynamic,' * dynamic}{away}"
 
 
 def _words(size: dict | None) -> str:

@@ -90,6 +90,13 @@ def score_folder(folder: Path, *, limit: int = 0, shots: Sequence[Shot] = ()) ->
     return FolderScores(folder, len(prompts), len(numbers), scores)
 
 
+def _counted(one: FolderScores) -> str:
+    return (
+        f"{one.samples} sample{'s' * (one.samples != 1)} of {one.prompts}"
+        f" prompt{'s' * (one.prompts != 1)}"
+    )
+
+
 def describe(scored: list[FolderScores]) -> str:
     """Format measures as a table with one column per folder.
 
@@ -100,7 +107,7 @@ def describe(scored: list[FolderScores]) -> str:
         The table.
     """
     names = dict.fromkeys(name for one in scored for name in one.scores)
-    head = ["", *(f"{one.folder} ({one.samples} of {one.prompts} prompts)" for one in scored)]
+    head = ["", *(f"{one.folder} ({_counted(one)})" for one in scored)]
     rows = [head]
     for name in names:
         found = [one.scores.get(name) for one in scored]
@@ -176,6 +183,8 @@ def samples_of(folder: Path, *, limit: int = 0, shots: Sequence[Shot] = ()) -> d
     Raises:
         ValueError: There are no samples, or the folder is not finished.
     """
+    if not folder.is_dir():
+        raise ValueError(f"{str(folder)!r} is not a folder: give a folder of videos or images")
     if shots:
         return {folder / shot.file: shot.prompt for shot in shots[: limit or None]}
     check_finished(folder)

@@ -17,7 +17,7 @@ from pathlib import Path
 import jinja2
 
 from ..data.files import short, write_json, write_text
-from ..data.items import image_digest
+from ..data.items import file_digest
 from ..data.media import PICTURES, embed, file_inside
 from ..sampling.manifest import check_finished
 from .intervals import Measure, binomial
@@ -105,7 +105,7 @@ def _image(entry: dict) -> Path | None:
         return None
     if Path(name).suffix.lower() not in PICTURES:
         return None  # a browser does not show it
-    return Path(name) if image_digest(Path(name)) == entry.get("image_sha256") else None
+    return Path(name) if file_digest(Path(name)) == entry.get("image_sha256") else None
 
 
 def _manifest(folder: Path) -> dict[str, dict]:
@@ -189,7 +189,15 @@ def write_study(
         "study": study,
         "A": names[0],
         "B": names[1],
-        "pairs": [{"prompt": q.prompt, "file": q.file, "file_b": q.file_b} for q in questions],
+        "pairs": [
+            {
+                "prompt": q.prompt,
+                "file": q.file,
+                "file_b": q.file_b,
+                "sha256": [file_digest(path) for path in q.sides],
+            }
+            for q in questions
+        ],
     }
     write_json(out.with_suffix(".key.json"), key)
     return study

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ..config import ClipSize, PromptConfig, VBenchConfig
 from ..config.json_files import read_json
-from ..data.items import image_digest, read_items
+from ..data.items import file_digest, read_items
 from ..data.video import read_frame, write_image
 
 LIST = "vbench2_i2v_full_info.json"
@@ -140,7 +140,7 @@ def write_pngs(images: Iterable[str], folder: Path) -> dict[str, str]:
     """
     written = {}
     for image in dict.fromkeys(images):
-        png = folder / f"{image_digest(Path(image))[:24]}.png"
+        png = folder / f"{file_digest(Path(image))[:24]}.png"
         if not png.is_file():
             write_image(png, read_frame(Path(image)))
         written[image] = str(png)

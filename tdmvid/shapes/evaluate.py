@@ -77,6 +77,8 @@ class Protocol:
                 f"--captions {self.captions}, --seeds {self.seeds}: use at least one caption and"
                 " two seeds, because diversity compares the videos of a caption"
             )
+        if self.reference < 2:
+            raise ValueError(f"--reference {self.reference}: use at least two ground-truth videos")
 
     def describe(self) -> str:
         """Describe the protocol in a sentence to print next to the results.

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from ..backbones.autoencode import decode_shown
 from ..config import to_dict
 from ..data.files import atomic_path
-from ..data.items import image_digest
+from ..data.items import file_digest
 from ..data.progress import progress
 from ..diffusion.grid import TimeGrid
 from ..diffusion.sampler import ddim
@@ -250,7 +250,7 @@ class Guard:
                 "sampling": [self.cfg, log.teacher_steps, log.teacher_shift, log.seed, *schedule],
                 "negative": config.prompts.negative,
                 "prompts": [item.prompt for item in items],
-                "images": [image_digest(item.image) for item in items if item.image],
+                "images": [file_digest(item.image) for item in items if item.image],
                 "pairs": config.guard.pairs,
             }
         )

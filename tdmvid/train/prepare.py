@@ -16,7 +16,7 @@ from ..backbones.text_limit import without_warnings
 from ..config import RunConfig
 from ..data.conditions import BLANK, Conditions
 from ..data.embeddings import PATIENCE, EmbeddingCache, embed_prompts
-from ..data.items import Item, image_digest, read_run_items
+from ..data.items import Item, file_digest, read_run_items
 from ..data.latents import RealLatents, note_unread
 from ..data.video import read_clip
 from ..parallel import collectives, launch
@@ -71,7 +71,7 @@ def _prepare_images(
     """
     files = list(dict.fromkeys(item.image for item in items if item.image is not None))
     found = collectives.broadcast_from_rank0(
-        ([image_digest(file) for file in files], backbone.image_fingerprint())
+        ([file_digest(file) for file in files], backbone.image_fingerprint())
         if world.primary
         else None
     )

@@ -14,9 +14,9 @@ from tdmvid.config import ClipSize, LogConfig, PromptConfig, RealConfig
 from tdmvid.data.captioned import find_source
 from tdmvid.data.items import (
     Item,
+    file_digest,
     find_images,
     gallery_items,
-    image_digest,
     pair_items,
     read_images,
     read_items,
@@ -153,7 +153,7 @@ def test_a_video_gives_its_first_frame(tmp_path):
 
 def test_images_are_known_by_their_content(images, tmp_path):
     (tmp_path / "copy.png").write_bytes(images[0].read_bytes())
-    assert image_digest(tmp_path / "copy.png") == image_digest(images[0]) != image_digest(images[1])
+    assert file_digest(tmp_path / "copy.png") == file_digest(images[0]) != file_digest(images[1])
     assert find_images(tmp_path / "stills", ["a", "b"], setting="images") == images
     assert find_images(images[1], ["a", "b"], setting="images") == [images[1]]
 

@@ -13,7 +13,7 @@ from tdmvid.cli.main import main
 from tdmvid.config import load_config
 from tdmvid.export.request import ExportRequest
 from tdmvid.export.sources import export_run
-from tdmvid.export.trained import Trained, average
+from tdmvid.export.trained import Trained, average, check_runs
 from tdmvid.train.trainer import train
 
 
@@ -84,3 +84,10 @@ def test_the_mean_of_two_runs_is_exported_and_its_card_names_both(
     assert "iteration 3 of 3 (seed" in card
     drawn = [latents(base, tmp_path / name) for name in ("one", "mean")]
     assert not torch.equal(*drawn)
+
+
+def test_a_run_that_is_given_twice_would_count_double(tmp_path):
+    (tmp_path / "a").mkdir()
+    check_runs([tmp_path / "a", tmp_path / "b"])
+    with refused("average-with=", "twice"):
+        check_runs([tmp_path / "a", tmp_path / "b", tmp_path / "b" / ".." / "a"])

@@ -8,6 +8,7 @@ from refusals import refused
 
 from tdmvid.adapters.layouts import KeyLayout
 from tdmvid.backbones.lora_files import LORA_FILE, LoraFiles
+from tdmvid.cli.main import main
 from tdmvid.config import load_config
 from tdmvid.data.checkpoints import list_steps
 from tdmvid.diffusion.grid import uniform
@@ -166,3 +167,13 @@ def test_damaged_checkpoints_and_missing_averages_are_refused(tuned, tmp_path):
             export_run(tmp_path / "out", tuned, ExportRequest(prompts=PROMPTS))
     finally:
         extra.write_bytes(whole)
+
+
+def test_what_an_export_would_refuse_at_its_end_is_refused_before_the_base_is_loaded(tmp_path):
+    words = ["export", "--published", "x.safetensors", "--model", "nowhere", "--size", "1x8x8"]
+    words += ["--steps", "4"]
+    with refused("--prompt is missing", error=SystemExit):
+        main([*words, "--out", str(tmp_path / "out")])
+    (tmp_path / "notes.txt").touch()
+    with refused(tmp_path, "is not an export", error=SystemExit):
+        main([*words, "--prompt", "a", "--out", str(tmp_path)])

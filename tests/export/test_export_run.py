@@ -327,7 +327,7 @@ def test_each_kind_of_export_has_a_folder_of_its_own():
         "export_fused",
         "export_rank64",
         "export_raw_step_000500",
-        "export_mean3",
+        "export_mean_a_b",
     ]
 
 

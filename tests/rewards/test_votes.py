@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from tdmvid.cli.main import main
 from tdmvid.config import RewardConfig
+from tdmvid.data.items import file_digest
 from tdmvid.data.video import write_image, write_video
 from tdmvid.rewards import Scorer
 from tdmvid.rewards.votes import Head, Pair, fit_head, load_votes, save_head
@@ -69,6 +70,17 @@ def test_what_people_like_is_rewarded(study, capsys):
     samples = [coloured(level, generator) for level in (0.1, 0.5, 0.9)]
     found = reward(torch.stack(samples)[:, :, None], [""] * 3)
     assert found.diff().min() > 0.5
+
+
+def test_the_folders_of_a_study_cannot_be_swapped(study):
+    """Both have the same file names, and the votes would count for the other sample."""
+    key = json.loads((study / "key.json").read_text())
+    for pair in key["pairs"]:
+        pair["sha256"] = [file_digest(study / side / pair["file"]) for side in "ab"]
+    (study / "key.json").write_text(json.dumps(key))
+    fit(study)
+    with refused(study / "b" / "0.png", "ours as --a", "theirs as --b", error=SystemExit):
+        fit(study, "--a", str(study / "b"), "--b", str(study / "a"))
 
 
 def test_votes_are_on_the_files_that_the_study_showed(study):

@@ -36,4 +36,4 @@ def test_the_teacher_has_the_guidance_that_the_student_has_learned(tmp_path, mon
         modes_run.sample_students([tmp_path / "lora"], tmp_path, SharedShots([], cfg=cfg))
     of_training, given = drawn[::2]
     assert (of_training.cfg, of_training.negative, of_training.steps) == (3.5, "blurry", 50)
-    assert (given.cfg, given.negative) == (2.0, "")
+    assert (given.cfg, given.negative) == (2.0, "blurry")

@@ -145,6 +145,9 @@ def test_the_teacher_samples_with_what_its_student_has_learned(backbone, student
     teacher = teacher_of(backbone, tmp_path, steps=7)
     assert (teacher.cfg, teacher.negative, teacher.steps) == (3.5, "blurred", 7)
     assert teacher.use_dynamic_cfg
+    other, plain = (teacher_of(backbone, tmp_path, cfg=cfg) for cfg in (5.0, 1.0))
+    assert (other.cfg, other.negative, other.use_dynamic_cfg) == (5.0, "blurred", True)
+    assert (plain.cfg, plain.negative, plain.use_dynamic_cfg) == (1.0, "", False)
 
 
 def test_without_gradio_the_command_names_what_installs_it(student, monkeypatch):

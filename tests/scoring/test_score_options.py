@@ -1,5 +1,6 @@
 """Options of `tdmvid score` that a call would ignore are refused by name before any work."""
 
+import json
 from argparse import Namespace
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,7 +10,11 @@ from refusals import refused
 
 from tdmvid.cli import conditions
 from tdmvid.cli.main import main
+from tdmvid.config import ImageConfig, TeacherSampling
 from tdmvid.scoring import vbench_verify
+from tdmvid.scoring.paired_samples import config_mismatches
+from tdmvid.scoring.sample_folders import samples_of
+from tdmvid.shapes.evaluate import Protocol
 
 
 @pytest.mark.parametrize(
@@ -51,3 +56,29 @@ def test_the_shapes_world_scores_students_of_the_embedded_teacher_alone(name, tm
         conditions._judged(SimpleNamespace(folder=Path(tmp_path)), args)
     args.given.clear()
     assert conditions._judged(SimpleNamespace(folder=Path(tmp_path)), args) is None
+
+
+def test_results_say_that_the_teacher_is_guided_in_another_way_than_in_training(tmp_path):
+    def notes(learned, **side):
+        (tmp_path / "export.json").write_text(json.dumps({"teacher": learned}))
+        config = ImageConfig(prompts="p.txt", teacher=TeacherSampling(**side))
+        return config_mismatches(config, tmp_path)
+
+    learned = {"guidance": 3.5, "negative_prompt": "blurry"}
+    assert notes(learned, cfg=3.5, negative="blurry") == ()
+    assert notes({"guidance": 1.0, "negative_prompt": "blurry"}, cfg=1.0) == ()
+    [note] = notes(learned, cfg=7.5)
+    assert "guidance 3.5 and the negative prompt 'blurry'" in note and "with guidance 7.5" in note
+    [note] = notes(learned | {"guidance_2": 3.0, "use_dynamic_cfg": True}, cfg=3.5)
+    assert "3.5 and 3 by expert, dynamic," in note
+
+
+def test_a_file_is_no_folder_of_samples(tmp_path):
+    (tmp_path / "a.png").touch()
+    with refused(tmp_path / "a.png", "not a folder"):
+        samples_of(tmp_path / "a.png")
+
+
+def test_one_ground_truth_video_is_refused_before_anything_is_sampled():
+    with refused("--reference 1", "two"):
+        Protocol(reference=1)

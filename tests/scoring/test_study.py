@@ -9,7 +9,7 @@ from PIL import Image
 from refusals import refused
 
 from tdmvid.cli.main import main
-from tdmvid.data.items import image_digest
+from tdmvid.data.items import file_digest
 from tdmvid.data.media import embed
 from tdmvid.data.video import write_image
 from tdmvid.scoring.study import Question, pair_samples, read_votes, tally, write_study
@@ -361,7 +361,7 @@ def test_pairs_start_from_one_image_and_the_page_shows_it(folders, tmp_path):
     for folder in folders:
         lines = (folder / "manifest.jsonl").read_text().split("\n")
         entries = [json.loads(line) for line in lines if line]
-        entries[0] |= {"image": str(image), "image_sha256": image_digest(image)}
+        entries[0] |= {"image": str(image), "image_sha256": file_digest(image)}
         entries[1] |= {"image": "x.png", "image_sha256": folder.name}
         (folder / "manifest.jsonl").write_text("\n".join(map(json.dumps, entries)))
     first, last = pair_samples(*folders)
@@ -380,7 +380,7 @@ def test_a_given_image_is_shown_if_browsers_show_its_kind(folders, tmp_path, suf
     for folder in folders:
         lines = (folder / "manifest.jsonl").read_text().split("\n")
         entries = [json.loads(line) for line in lines if line]
-        entries[0] |= {"image": str(image), "image_sha256": image_digest(image)}
+        entries[0] |= {"image": str(image), "image_sha256": file_digest(image)}
         (folder / "manifest.jsonl").write_text("\n".join(map(json.dumps, entries)))
     questions = pair_samples(*folders)
     assert questions[0].image == (image if shown else None)

@@ -13,7 +13,7 @@ from refusals import refused
 from vbench_stand_in import write_stand_in
 
 from tdmvid.config import ClipSize, VBenchConfig
-from tdmvid.data.items import image_digest
+from tdmvid.data.items import file_digest
 from tdmvid.data.video import write_image, write_video
 from tdmvid.scoring import vbench_run
 from tdmvid.scoring.preflight import Preflight
@@ -47,7 +47,7 @@ def test_every_prompt_gets_the_image_that_the_list_names(tmp_path):
     assert [shot.file for shot in shots[:2]] == [f"{SUBJECT}-0.mp4", f"{SUBJECT}-1.mp4"]
     assert len(shots) == 4 * 2
     assert {shot.image_sha256 for shot in shots} == {
-        image_digest(crop / f"{prompt}.png") for prompt in (SUBJECT, SCENERY)
+        file_digest(crop / f"{prompt}.png") for prompt in (SUBJECT, SCENERY)
     }
 
 
