@@ -220,7 +220,7 @@ def find_images(path: Path, prompts: Sequence[str], *, setting: str) -> list[Pat
         return [path]
     made = _made_images(path) if (path / MANIFEST).is_file() else {}
     if any(prompt in made for prompt in prompts):
-        return _images_of(prompts, made, f"{setting}={short(str(path))}", "use another folder")
+        return _images_of(prompts, made, f"{setting}={str(path)!r}", "use another folder")
     try:
         return sorted(media_files(path, IMAGES | VIDEOS), key=_natural)
     except ValueError as error:

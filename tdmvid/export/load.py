@@ -89,7 +89,7 @@ def _place_base(folder: Path, facts: dict[str, Any], base: str | None) -> None:
         facts["model"] |= {"path": str(Path(base).expanduser()), "revision": None}
     path = find_model(facts["model"]["path"])
     if not on_hub(path) and not Path(path).is_dir():
-        stated = f"base={short(path)}" if base else f"{folder / FACTS}: the base {short(path)}"
+        stated = f"base={path!r}" if base else f"{folder / FACTS}: the base {path!r}"
         raise ValueError(
             f"{stated} is not a folder on this machine: pass the base's folder or hub id, e.g."
             ' load_pipeline(folder, base="zai-org/CogVideoX-2b")'

@@ -101,6 +101,7 @@ def test_a_base_that_does_not_fit_is_quantised_and_one_that_is_spread_over_ranks
     monkeypatch.setattr(
         "tdmvid.plan.counts._autoencoder", lambda *_: (0, 0)
     )  # far more than the tiny base
+    monkeypatch.setattr("tdmvid.plan.plan.LIVE_VALUES", 1000)  # a part of the tiny base
     checkpointed = "parallel.gradient_checkpointing=true"
     plain, quantized = (make_plan(tiny_run(tmp_path, checkpointed, *more)) for more in ([], [INT8]))
     with refused("GiB", "model.quantize=int8"):
