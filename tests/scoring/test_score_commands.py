@@ -214,6 +214,7 @@ def test_image_run_compares_prompt_by_prompt_and_names_what_it_left_out(
     assert found["notes"] == [
         "Left out: hps.",
         "The student was trained on size 9 x 32 x 32 at 8 fps, and is scored on 1 x 32 x 32.",
+        "The student was trained with no guidance, and its teacher is sampled with guidance 2.",
     ]
     assert len(list((tmp_path / "out" / "teacher").glob("*.png"))) == 6
 
