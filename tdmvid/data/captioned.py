@@ -6,8 +6,8 @@ from pathlib import Path
 
 from ..config.resources import find_prompts
 from .files import short
+from .media_folders import IMAGES, VIDEOS, media_files, split_files
 from .prompt_text import check_prompt, is_empty, read_text
-from .video import IMAGES, VIDEOS, media_files, split_files
 
 
 def find_source(name: Path | str) -> Path:

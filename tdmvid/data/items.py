@@ -19,10 +19,11 @@ from ..config import ClipSize, LogConfig, PromptConfig, RunConfig
 from .captioned import find_source, read_captioned
 from .files import short
 from .media import file_inside
+from .media_folders import IMAGES, VIDEOS, media_files
 from .prompt_kinds import SETTINGS_OF, kind_of
 from .prompt_sets import HubSet, check_no_part
 from .prompts import COLUMN, IMAGE_COLUMN, TABLES, check_given, read_rows, read_training_prompts
-from .video import IMAGES, VIDEOS, media_files, read_clip
+from .video import read_clip
 
 MANIFEST = "manifest.jsonl"
 """File that `tdmvid sample` writes next to its samples, with prompt and file of each."""

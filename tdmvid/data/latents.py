@@ -19,7 +19,7 @@ from ..config import RealConfig
 from ..diffusion.denoiser import Cond
 from .embeddings import EmbeddingCache
 from .files import check_writable
-from .video import IMAGES, VIDEOS, media_files, name_files, split_files
+from .media_folders import IMAGES, VIDEOS, media_files, name_files, split_files
 
 NAME = "latents"
 PER_SHARD = 64

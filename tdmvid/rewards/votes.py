@@ -22,7 +22,8 @@ from torch import Tensor
 
 from ..data.files import atomic_path, write_text
 from ..data.items import file_digest
-from ..data.video import IMAGES, read_image, read_video
+from ..data.media_folders import IMAGES
+from ..data.video import read_image, read_video
 from ..scoring.intervals import Measure, binomial
 from ..scoring.study import Tally
 from . import measures, shapes

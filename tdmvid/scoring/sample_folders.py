@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from ..data.files import short
+from ..data.media_folders import IMAGES, VIDEOS, media_files
 from ..data.progress import progress
-from ..data.video import IMAGES, VIDEOS, media_files, read_image, read_video
+from ..data.video import read_image, read_video
 from ..guard.measures import appearance, diversity, thumbnails
 from ..sampling.manifest import check_finished, given_of, read_manifest
 from ..sampling.shots import Shot

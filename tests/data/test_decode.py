@@ -8,7 +8,8 @@ import torch
 from refusals import refused
 
 from tdmvid.data import decode as decoding
-from tdmvid.data.video import IMAGES, VIDEOS, media_files, read_clip, read_video
+from tdmvid.data.media_folders import IMAGES, VIDEOS, media_files
+from tdmvid.data.video import read_clip, read_video
 
 av = pytest.importorskip("av")
 

@@ -22,8 +22,9 @@ from tdmvid.data.items import (
     read_items,
 )
 from tdmvid.data.latents import RealLatents
+from tdmvid.data.media_folders import media_files
 from tdmvid.data.prompts import read_prompts, read_training_prompts
-from tdmvid.data.video import media_files, write_image, write_video
+from tdmvid.data.video import write_image, write_video
 
 PROMPTS = ["a cat", "a dog, asleep"]
 

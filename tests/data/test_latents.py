@@ -13,14 +13,8 @@ from refusals import refused, states
 from tdmvid.config import RealConfig
 from tdmvid.data.decode import _on_screen
 from tdmvid.data.latents import RealLatents, note_unread, real_files
-from tdmvid.data.video import (
-    VIDEOS,
-    media_files,
-    read_clip,
-    read_video,
-    write_image,
-    write_video,
-)
+from tdmvid.data.media_folders import VIDEOS, media_files
+from tdmvid.data.video import read_clip, read_video, write_image, write_video
 
 RED, GREEN = torch.tensor([1.0, -1, -1]), torch.tensor([-1.0, 1, -1])
 
