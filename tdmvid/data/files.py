@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -19,6 +20,8 @@ from .progress import progress
 
 PART = ".part"
 _PARTS = re.compile(r"\.[0-9a-f]{8}\.part(\.\w+)?")
+NO_FSYNC = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
+"""Errors of file systems that cannot flush folders."""
 LARGE_FILE = 64 << 20
 """Size in bytes from which the hash of a file is cached, because reading it takes a while."""
 _UMASK = os.umask(0o077)  # the umask can only be read by setting it
@@ -47,13 +50,12 @@ def atomic_path(path: Path) -> Iterator[Path]:
     try:
         yield part
         usual_mode(part)
-        _fsync(part)
+        sync(part)
         os.replace(part, path)
     except BaseException:
         part.unlink(missing_ok=True)
         raise
-    with suppress(OSError):  # some file systems cannot; the file itself is on disk
-        _fsync(path.parent)  # writes the rename to disk
+    sync(path.parent)  # writes the rename to disk
 
 
 def check_names(folder: Path, files: Sequence[Path]) -> None:
@@ -168,7 +170,7 @@ def write_files(files: Mapping[Path, bytes]) -> None:
     for path, data in files.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
-        _fsync(path)
+        sync(path)
 
 
 def sort_metadata(path: Path) -> None:
@@ -252,9 +254,20 @@ def _read_digests() -> dict[str, str]:
     return kept if isinstance(kept, dict) else {}
 
 
-def _fsync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Flush a file, or the entries of a folder, to disk.
+
+    Args:
+        path: The file or folder. Some file systems cannot flush folders; that is no error.
+
+    Raises:
+        OSError: It could not be written.
+    """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if not (path.is_dir() and error.errno in NO_FSYNC):
+            raise
     finally:
         os.close(descriptor)

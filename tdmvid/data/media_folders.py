@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from .files import check_names, short
@@ -74,19 +74,13 @@ def split_files(folder: Path, kinds: set[str]) -> tuple[list[Path], list[Path]]:
         )
     found: list[Path] = []
     others: list[Path] = []
-    seen: set[str] = set()
     broken: list[Path] = []
-    for root, folders, names in os.walk(folder, followlinks=True, onerror=_raise):
-        if (real := os.path.realpath(root)) in seen:  # a link to a folder that was already visited
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for path in (Path(root) / name for name in names if not name.startswith(".")):
-            if path.is_file():
-                (found if path.suffix.lower() in kinds else others).append(path)
-            elif path.suffix.lower() in kinds and path.is_symlink():
-                broken.append(path)
+    for path in _walk(folder):
+        wanted = path.suffix.lower() in kinds
+        if path.is_file():
+            (found if wanted else others).append(path)
+        elif wanted and path.is_symlink():
+            broken.append(path)
     if broken:
         raise ValueError(
             f"{str(folder)!r} has links to files that do not exist, {name_files(folder, broken)}:"
@@ -95,8 +89,23 @@ def split_files(folder: Path, kinds: set[str]) -> tuple[list[Path], list[Path]]:
     return sorted(found), sorted(others)
 
 
+def _walk(folder: Path) -> Iterator[Path]:
+    """Yield all entries but folders, each folder once, without hidden ones."""
+    seen: set[str] = set()
+    for root, folders, names in os.walk(folder, followlinks=True, onerror=_raise):
+        if (real := os.path.realpath(root)) in seen:  # a link to a folder that was already visited
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (Path(root) / name for name in names if not name.startswith("."))
+
+
 def _raise(error: OSError) -> None:
-    raise ValueError(f"{error.filename!r} cannot be read ({error.strerror}): allow it, or move it")
+    raise ValueError(
+        f"{error.filename!r} cannot be read ({error.strerror}): permit it to your user, or move it"
+        " out of this folder"
+    )
 
 
 def name_files(folder: Path, files: list[Path]) -> str:

@@ -73,5 +73,5 @@ def check_hub_base(name: str) -> None:
     if not is_hub_id(name):
         raise ValueError(
             f"hub-base={short(name)} is not OWNER/NAME: give the base's id on the Hugging Face hub,"
-            " e.g. zai-org/CogVideoX-2b"
+            " e.g. THUDM/CogVideoX-2b"
         )

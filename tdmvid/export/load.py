@@ -92,7 +92,7 @@ def _place_base(folder: Path, facts: dict[str, Any], base: str | None) -> None:
         stated = f"base={path!r}" if base else f"{folder / FACTS}: the base {path!r}"
         raise ValueError(
             f"{stated} is not a folder on this machine: pass the base's folder or hub id, e.g."
-            ' load_pipeline(folder, base="zai-org/CogVideoX-2b")'
+            ' load_pipeline(folder, base="THUDM/CogVideoX-2b")'
         )
 
 

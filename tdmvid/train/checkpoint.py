@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.checkpoints import checksum, latest, list_steps, read_meta, step_folder, write_meta
-from ..data.files import PART, write_files
+from ..data.files import PART, sync, write_files
 from ..data.saved_work import note_saved_work
 from ..parallel import collectives
 from .fingerprint import check_fingerprint
@@ -334,8 +334,4 @@ def _tell(marker: Path, written: dict[str, Any]) -> None:
 
 def _sync(folder: Path) -> None:
     for path in [*folder.rglob("*"), folder]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync(path)

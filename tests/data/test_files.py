@@ -20,6 +20,7 @@ from tdmvid.data.files import (
     file_fingerprint,
     remove_parts,
     sort_metadata,
+    sync,
     write_json,
     write_text,
 )
@@ -166,3 +167,13 @@ def test_a_folder_that_cannot_be_synced_still_gets_its_file(tmp_path, monkeypatc
     with atomic_path(tmp_path / "a.txt") as part:
         part.write_text("kept")
     assert (tmp_path / "a.txt").read_text() == "kept"
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC])
+def test_a_folder_that_could_not_be_written_is_an_error(tmp_path, monkeypatch, number):
+    def failing(descriptor):
+        raise OSError(number, "failed")
+
+    monkeypatch.setattr(os, "fsync", failing)
+    with pytest.raises(OSError, match="failed"):
+        sync(tmp_path)

@@ -64,9 +64,9 @@ def test_what_changes_no_figure_may_differ(compare):
 @pytest.mark.parametrize(
     "place",
     [
-        "zai-org/CogVideoX-2b",
+        "THUDM/CogVideoX-2b",
         "/mnt/CogVideoX-2b/",
-        "/hub/models--zai-org--CogVideoX-2b/snapshots/0a",
+        "/hub/models--THUDM--CogVideoX-2b/snapshots/0a",
     ],
 )
 def test_a_copy_of_the_base_is_the_same_base(compare, place):
