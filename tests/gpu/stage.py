@@ -227,7 +227,10 @@ def attempt(case: Case, work: Path) -> dict[str, Any]:
     stops = config.objective.rollout == "stop"
     forwards = planned.calls.forwards - (steps - 1) / 2 * stops
     made = replace(planned, calls=replace(planned.calls, forwards=forwards))
-    held, traffic = math.fsum(planned.memory().values()), made.traffic()
+    memory, traffic = planned.memory(), made.traffic()
+    if case.what != "sharded":  # several ranks are planned with DeepSpeed, but `_Alone` has none
+        memory.pop("DeepSpeed's master weights and buffers", None)
+    held = math.fsum(memory.values())
     peaks = {
         "iteration": held,
         "sharded": held,
