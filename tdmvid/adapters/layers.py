@@ -111,7 +111,7 @@ def _scale(path: Path, name: str, found: Parts, rank: int, config: LoraConfig | 
     if config is None:
         return 1.0
     try:
-        stated, scale = rank_and_scale(config, name)
+        stated, scale = rank_and_scale(config, found.module, name)
     except re.error as error:
         raise ValueError(
             f"{path}: rank_pattern or alpha_pattern in its settings is not a valid regular"

@@ -23,11 +23,16 @@ class Parts:
     """The layer of the file, if it holds several modules as one or in another order."""
     rank: int = 0
     """Rank of the joint layer that these tensors are from; 0 if it was no joint one."""
+    module: str = ""
+    """Name of the module in the file, without peft's prefix."""
 
     def split(self) -> dict[str, Parts]:
         """Return the tensors of each module of the joint layer."""
         assert self.joint is not None
-        out = {name: Parts(self.layout, keys=dict(self.keys)) for name in self.joint.parts}
+        out = {
+            name: Parts(self.layout, keys=dict(self.keys), module=self.module)
+            for name in self.joint.parts
+        }
         for kind, x in self.tensors.items():
             own = self.joint.split(x) if kind in _OUTPUTS else (x,) * len(out)
             for part, tensor in zip(out.values(), own, strict=True):

@@ -303,7 +303,9 @@ def _sort(
                 f"{path}: {key} {list(tensor.shape)} matches no layer of {network}: use a LoRA"
                 " of this model, with names of diffusers, peft or kohya"
             )
-        part = parts.setdefault(found.module, Parts(found.layout, joint=found.joint))
+        own = name.removeprefix("base_model.model.")
+        new = Parts(found.layout, joint=found.joint, module=own)
+        part = parts.setdefault(found.module, new)
         if kind in part.tensors:
             raise _Twice(
                 f"{path}: {key} and {part.keys[kind]} name the same tensor of one layer: remove one"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -180,19 +180,24 @@ def _join_layers(layers: Sequence[LoraLayer]) -> LoraLayer:
     return LoraLayer(a, b, 1.0, torch.stack(biases).sum(0) if biases else None)
 
 
-def rank_and_scale(config: Any, module: str) -> tuple[int, float]:
+def rank_and_scale(config: Any, *names: str) -> tuple[int, float]:
     """Return rank and scale of a module from peft's settings, as peft computes them.
 
     The scale is alpha / r, or alpha / sqrt(r) with rs-LoRA (arXiv 2312.03732).
 
     Args:
         config: A LoraConfig.
-        module: Name of the module in the network.
+        names: Names of the module. The first one that a pattern matches is used: a file may have
+            its own name, of another program's network, before diffusers' name.
     """
-    ranks, alphas = config.rank_pattern, config.alpha_pattern
-    rank = ranks.get(get_pattern_key(ranks.keys(), module), config.r)
-    alpha = alphas.get(get_pattern_key(alphas.keys(), module), config.lora_alpha)
+    rank = _of_pattern(config.rank_pattern, names, config.r)
+    alpha = _of_pattern(config.alpha_pattern, names, config.lora_alpha)
     return rank, alpha / (math.sqrt(rank) if config.use_rslora else rank)
+
+
+def _of_pattern(patterns: Mapping[str, Any], names: Iterable[str], default: Any) -> Any:
+    keys = (get_pattern_key(list(patterns), name) for name in names)
+    return next((patterns[key] for key in keys if key in patterns), default)
 
 
 def config_of_expert(config: LoraConfig, expert: str, names: Sequence[str]) -> LoraConfig:

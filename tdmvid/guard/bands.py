@@ -105,7 +105,16 @@ class Finding:
         return f"{self.symptom} ({self.place})" if self.place else self.symptom
 
     def __str__(self) -> str:
-        return f"{self.brief}. Likely cause: {self.cause}. What to change: {self.remedy}"
+        return f"{self._why}. What to change: {self.remedy}"
+
+    @property
+    def of_run(self) -> str:
+        """The text for a run that has begun, which is not resumed with other settings."""
+        return f"{self._why}. What to change in a new run (another --out): {self.remedy}"
+
+    @property
+    def _why(self) -> str:
+        return f"{self.brief}. Likely cause: {self.cause}"
 
 
 @dataclass(frozen=True)

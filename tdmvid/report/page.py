@@ -68,7 +68,7 @@ def write_report(out: Path) -> Path:
 def _problems(record: GuardRecord, export: Export | None) -> list[str]:
     """What is wrong with the exported student, one sentence each."""
     check = record.exported_check()
-    problems = [str(finding) for finding in check.findings] if check else []
+    problems = [finding.of_run for finding in check.findings] if check else []
     if export and not export.passed:
         problems.append("The export differs from the trained student.")
     return problems

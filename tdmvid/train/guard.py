@@ -167,7 +167,7 @@ class Guard:
             "guard/seconds": time.perf_counter() - began,
         }
         lines = tuple(
-            f"guard, {step:,} iterations: {finding}"
+            f"guard, {step:,} iterations: {finding.of_run}"
             for finding in verdict.findings
             if finding.measure not in known
         )
@@ -184,7 +184,7 @@ class Guard:
             return ""
         write_report(self.run.config.folder)
         return (
-            f"stopped by guard.action='stop' after {step:,} iterations: {verdict.findings[0]}."
+            f"stopped by guard.action='stop' after {step:,} iterations: {verdict.findings[0].of_run}."
             f" This state is not kept. {CONTINUE}"
         )
 

@@ -218,6 +218,25 @@ def test_a_joint_layer_of_peft_keeps_the_scale_of_its_settings(tmp_path):
     assert len(lora.layers["layers.0.attention.to_q"].a) == 3
 
 
+@pytest.mark.parametrize(
+    "pattern", ["attention.qkv", "^diffusion_model.layers.0.attention.qkv", "qkv|w1"]
+)
+def test_peft_s_patterns_name_the_joint_layers_of_the_file(pattern, tmp_path):
+    network, tensors = network_of("ZImagePipeline"), {}
+    for name, rank, outputs in (("attention.qkv", 4, 96), ("attention.out", 2, 32)):
+        stem = f"base_model.model.diffusion_model.layers.0.{name}"
+        tensors[f"{stem}.lora_A.weight"] = torch.eye(rank, 32)
+        tensors[f"{stem}.lora_B.weight"] = torch.ones(outputs, rank)
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": ["qkv", "out"]}
+    settings |= {"rank_pattern": {pattern: 4}, "alpha_pattern": {pattern: 12}}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
+    lora = read_lora(tmp_path, files("ZImagePipeline"), network)
+    block = "layers.0.attention"
+    scales = {name: layer.scale for name, layer in lora.layers.items()}
+    assert scales == {f"{block}.to_{x}": 3.0 for x in "qkv"} | {f"{block}.to_out.0": 1.0}
+
+
 def test_peft_s_names_around_the_original_network_need_not_cover_it(tmp_path):
     network = network_of("FluxPipeline")
     layers = {

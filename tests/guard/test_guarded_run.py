@@ -57,7 +57,9 @@ def test_a_run_that_is_to_stop_stops_and_leaves_a_report(tiny_run, tmp_path, mon
         train(tiny_run(out, *OFTEN, "guard.action=stop"))
     assert not (out / "checkpoints").exists() or not any((out / "checkpoints").iterdir())
     assert "not healthy" in (out / "report.html").read_text()
-    assert "warning: guard, 1 iterations" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "warning: guard, 1 iterations" in told
+    assert "in a new run" in told, "a resume refuses other settings"
 
 
 def test_a_slow_fake_is_told_before_the_first_iteration(tiny_run, tmp_path, capsys):
