@@ -5,12 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from tdmvid.adapters.bundle import ADAPTER_FILES, read_facts
+from tdmvid.adapters.teacher import load_teacher
+from tdmvid.backbones.base import Backbone
+from tdmvid.cli.shapes import kept, model_of
+from tdmvid.config import ModelConfig, from_dict
 from tdmvid.config.json_files import read_json
 from tdmvid.config.paths import home_path
-from tdmvid.shapes.evaluate import ScoredSampler
+from tdmvid.config.resources import find_model
+from tdmvid.shapes.evaluate import SIZE, ScoredSampler
 
 RESERVED = ("truth", "ground truth", "teacher")
 """Names that students cannot have."""
+STEPS = 4
+"""Steps of a student that does not state its own."""
 
 
 def read_sampler(text: str) -> ScoredSampler:
@@ -23,7 +31,7 @@ def read_sampler(text: str) -> ScoredSampler:
         The sampler.
 
     Raises:
-        ValueError: The text is neither, or the name cannot be used.
+        ValueError: The text is neither, the name cannot be used, or the folder does not exist.
     """
     if text == "teacher":
         return ScoredSampler("teacher", 50, 2.0)
@@ -32,7 +40,10 @@ def read_sampler(text: str) -> ScoredSampler:
         raise ValueError(f"--samplers {text!r}: use `teacher`, or NAME=FOLDER of a LoRA")
     if name in RESERVED or "/" in name or ":" in name:
         raise ValueError(f"--samplers {text!r}: use another name, without `/` and `:`")
-    return ScoredSampler(name, 4, 1.0, home_path(folder))
+    student = home_path(folder)
+    if not student.is_dir():
+        raise ValueError(f"--samplers {text!r}: no such folder: use the LoRA folder of a run")
+    return ScoredSampler(name, read_facts(student).get("steps", STEPS), 1.0, student)
 
 
 def read_samplers(texts: list[str]) -> dict[str, ScoredSampler]:
@@ -45,17 +56,57 @@ def read_samplers(texts: list[str]) -> dict[str, ScoredSampler]:
         Samplers by name.
 
     Raises:
-        ValueError: An item is invalid, a name is given twice, or a folder does not exist.
+        ValueError: An item is invalid, or a name is given twice.
     """
     found: dict[str, ScoredSampler] = {}
     for text in texts:
         sampler = read_sampler(text)
         if sampler.name in found:
             raise ValueError(f"--samplers {text!r}: the name is given twice: use another one")
-        if sampler.student and not sampler.student.is_dir():
-            raise ValueError(f"--samplers {text!r}: no such folder: use the LoRA folder of a run")
         found[sampler.name] = sampler
     return found
+
+
+def load_base(samplers: Iterable[ScoredSampler], given: str | None) -> Backbone:
+    """Load the base that all students name, in float32.
+
+    Args:
+        samplers: The samplers.
+        given: --model. It replaces the base that the students name.
+
+    Returns:
+        The base; the embedded teacher if no student names one.
+
+    Raises:
+        ValueError: The students name different bases, theirs is not on this machine, or it starts
+            from an image.
+    """
+    first, base, trained = "", {}, None
+    for sampler in samplers:
+        if sampler.student is None:
+            continue
+        facts = read_facts(sampler.student)
+        own = _base(sampler.student, facts, given), facts.get(ADAPTER_FILES)
+        if first and own != (base, trained):
+            raise ValueError(
+                f"--samplers {sampler.name!r} has another base than {first!r} ({own[0]['path']},"
+                f" {base['path']}): compare students of one base, or give a base to use for all"
+                " with --model"
+            )
+        first, (base, trained) = first or sampler.name, own
+    base = base or _base(None, {}, given)
+    backbone = load_teacher(from_dict(ModelConfig, base, "model"), SIZE, trained=trained)
+    if backbone.takes_images:
+        raise ValueError(
+            f"--samplers: the base {base['path']} starts from an image, which this program does not"
+            " give: use students of a text-to-video base"
+        )
+    return backbone
+
+
+def _base(student: Path | None, facts: dict, given: str | None) -> dict:
+    base = kept(model_of(student, facts, given))
+    return base | {"path": find_model(base["path"])}
 
 
 def check_names(option: str, given: Iterable[str], names: Iterable[str]) -> None:

@@ -34,7 +34,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from reward_samplers import check_names, read_pair, read_samplers, strength_of
+from reward_samplers import check_names, load_base, read_pair, read_samplers, strength_of
 from rewarded_videos import (
     Judged,
     Things,
@@ -49,10 +49,11 @@ from torch import Tensor
 
 from ablations.rewards import log_odds, tilted
 from examples.shapes.second_judge import SecondJudge, load_second_judge
-from tdmvid.adapters.teacher import load_teacher
+from tdmvid.backbones.base import Backbone
 from tdmvid.cli.given import parse_options, refuse_ignored
 from tdmvid.cli.leave import Parser, run_program
-from tdmvid.config import ModelConfig, check_options
+from tdmvid.config import check_options
+from tdmvid.config.paths import expand_home
 from tdmvid.data.files import file_fingerprint, write_json
 from tdmvid.sampling.student import weights_of
 from tdmvid.scoring.intervals import (
@@ -61,7 +62,7 @@ from tdmvid.scoring.intervals import (
     mean_over_samples,
     measure_of,
 )
-from tdmvid.shapes import TEACHER, evaluate, metrics, score, world
+from tdmvid.shapes import TEACHER, metrics, score, world
 from tdmvid.shapes.evaluate import ScoredSampler
 
 SHARES = {
@@ -97,13 +98,17 @@ def measure_all(args: argparse.Namespace, samplers: list[ScoredSampler]) -> dict
     Returns:
         Videos and measures by name; "ground truth" first.
     """
-    judge = load_second_judge(args.judge)
-    found = [measure_seed(args, samplers, judge, seed) for seed in args.seed]
+    judge, backbone = load_second_judge(args.judge), load_base(samplers, args.model)
+    found = [measure_seed(args, samplers, judge, backbone, seed) for seed in args.seed]
     return {name: pool([one[name] for one in found]) for name in found[0]}
 
 
 def measure_seed(
-    args: argparse.Namespace, samplers: list[ScoredSampler], judge: SecondJudge, seed: int
+    args: argparse.Namespace,
+    samplers: list[ScoredSampler],
+    judge: SecondJudge,
+    backbone: Backbone,
+    seed: int,
 ) -> dict[str, tuple[Judged, Things]]:
     """Sample and judge the captions of one seed, as far as an earlier call has not.
 
@@ -111,6 +116,7 @@ def measure_seed(
         args: Options of the command.
         samplers: The samplers.
         judge: The second judge.
+        backbone: The base of all samplers.
         seed: Seed of captions and noise.
 
     Returns:
@@ -140,7 +146,8 @@ def measure_seed(
     facts = common | {"reference": args.reference}
     path = folder / "truth.safetensors"
     found = {"ground truth": (judged(path, facts, wanted, judge, truth), wanted)}
-    backbone = load_teacher(ModelConfig(path=str(TEACHER)), evaluate.SIZE)
+    if (base := backbone.config.path) != str(TEACHER):
+        common |= {"base": base, "adapters": repr(backbone.config.adapters)}
     for sampler in samplers:
         weights = weights_of(sampler.student) if sampler.student else "teacher"
         facts = common | {"steps": sampler.steps, "cfg": sampler.cfg, "weights": weights}
@@ -358,6 +365,11 @@ def main() -> None:
     parser.add_argument("--judge", type=Path, required=True, help="weights of the second judge")
     parser.add_argument(
         "--samplers", nargs="+", required=True, metavar="NAME=FOLDER", help="teacher, NAME=FOLDER"
+    )
+    parser.add_argument(
+        "--model",
+        type=expand_home,
+        help="diffusers folder or hub id of the base (default: the one that the students name)",
     )
     parser.add_argument(
         "--pairs", nargs="*", default=[], metavar="REWARDED:PLAIN", help="samplers to compare"

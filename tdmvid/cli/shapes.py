@@ -91,16 +91,27 @@ def run(args: argparse.Namespace) -> None:
         steps = _steps_of(args, facts)
         name = f"{steps} steps, cfg {args.cfg:g}"
         samplers = [evaluate.ScoredSampler(name, steps, args.cfg, args.lora)]
-        model = _model_of(args, facts)
+        model = model_of(args.lora, facts, args.model)
     # always in float32, regardless of the dtype of the run
-    base = {name: model[name] for name in OF_THE_BASE if name in model}
-    trained = facts.get(ADAPTER_FILES)
-    backbone = load_teacher(from_dict(ModelConfig, base, "model"), evaluate.SIZE, trained=trained)
+    base, trained = from_dict(ModelConfig, kept(model), "model"), facts.get(ADAPTER_FILES)
+    backbone = load_teacher(base, evaluate.SIZE, trained=trained)
     scores = evaluate.evaluate(backbone, samplers, protocol)
     if args.json:
         write_json(args.json, scores)
     if args.run:
         _report(args.run, config, scores)
+
+
+def kept(model: dict) -> dict:
+    """Return the settings of a model that scores depend on.
+
+    Args:
+        model: Settings of a run, or of a student's export.json.
+
+    Returns:
+        Those of `OF_THE_BASE`.
+    """
+    return {name: model[name] for name in OF_THE_BASE if name in model}
 
 
 def _steps_of(args: argparse.Namespace, facts: dict) -> int:
@@ -114,16 +125,28 @@ def _steps_of(args: argparse.Namespace, facts: dict) -> int:
     return TEACHER_STEPS if steps is None else steps
 
 
-def _model_of(args: argparse.Namespace, facts: dict) -> dict:
-    """Return the model to score: that of --model, of the student, or the embedded teacher."""
+def model_of(student: Path | None, facts: dict, given: str | None) -> dict:
+    """Return the settings of the model to score.
+
+    Args:
+        student: Folder of a student, for the message; None for a teacher.
+        facts: The student's export.json; empty for a teacher.
+        given: --model. It is used instead of the student's base, or of the embedded teacher.
+
+    Returns:
+        Settings of a model.
+
+    Raises:
+        ValueError: The student's base is not on this machine.
+    """
     model: dict = facts.get("model", {})
     path = model.get("path") or str(TEACHER)
-    if args.model and args.model != path:  # these settings are of the student's own base
-        return model | {"path": args.model, "revision": None, "variant": None, "pipeline": None}
+    if given and given != path:  # these settings are of the student's own base
+        return model | {"path": given, "revision": None, "variant": None, "pipeline": None}
     place = Path(find_model(path))
     if place.is_absolute() and not place.exists():
         raise ValueError(
-            f"{args.lora} names the base {path!r}, which is not on this machine: add --model with"
+            f"{student} names the base {path!r}, which is not on this machine: add --model with"
             " its folder"
         )
     return model | {"path": path}

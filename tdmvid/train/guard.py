@@ -183,8 +183,9 @@ class Guard:
         if self.run.config.guard.action != "stop" or not verdict.findings:
             return ""
         write_report(self.run.config.folder)
+        first = verdict.findings[0].of_run
         return (
-            f"stopped by guard.action='stop' after {step:,} iterations: {verdict.findings[0].of_run}."
+            f"stopped by guard.action='stop' after {step:,} iterations: {first}."
             f" This state is not kept. {CONTINUE}"
         )
 

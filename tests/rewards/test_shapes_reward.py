@@ -7,10 +7,12 @@ import pytest
 import reward_samplers
 import shapes_reward
 import torch
+from families import BUILDERS
 from refusals import refused
 from rewarded_videos import Judged, compare_frechet, judged, matched, pool, ratio_of_diversity
 
 from ablations.rewards import tilted
+from tdmvid.config.embedded import TEACHER
 from tdmvid.shapes.score import evaluation_set, number_captions
 
 CAPTIONS, SEEDS = 60, 10
@@ -153,12 +155,47 @@ def test_stored_videos_of_another_student_are_refused(tmp_path):
         judged(path, {"weights": "b"}, [], None, None)
 
 
-def test_a_sampler_needs_a_name_and_a_folder():
+def test_a_sampler_needs_a_name_and_a_folder(tmp_path):
     for text in ("runs/plain", "teacher=runs/x", "truth=runs/x", "a:b=runs/x", "a/b=runs/x"):
         with refused(f"--samplers {text!r}"):
             reward_samplers.read_sampler(text)
     assert reward_samplers.read_sampler("teacher").nfe == 100
-    assert reward_samplers.read_sampler("a=runs/a/lora").nfe == 4
+    with refused(f"--samplers 'a={tmp_path / 'b'}'", "folder"):
+        reward_samplers.read_sampler(f"a={tmp_path / 'b'}")
+    assert reward_samplers.read_sampler(f"a={tmp_path}").nfe == 4
+
+
+def students(folder, **bases):
+    """Write export.json files of 2-step students, and return samplers of them."""
+    for name, base in bases.items():
+        (folder / name).mkdir()
+        facts = {"steps": 2, "model": {"path": str(base), "dtype": "bfloat16"}}
+        (folder / name / "export.json").write_text(json.dumps(facts))
+    return reward_samplers.read_samplers([f"{name}={folder / name}" for name in bases]).values()
+
+
+def test_students_are_sampled_on_their_own_base_in_their_own_steps(tmp_path, tiny_cogvideox):
+    own = tiny_cogvideox("sincos")
+    (student,) = students(tmp_path, a=own)
+    assert student.steps == 2
+    backbone = reward_samplers.load_base([student], None)
+    assert (backbone.config.path, backbone.config.dtype) == (str(own), "float32")
+    embedded = reward_samplers.load_base([], None)
+    assert embedded.config.path == str(TEACHER)
+    assert reward_samplers.load_base([student], "shapes").config.path == str(TEACHER)
+
+
+def test_students_of_two_bases_are_not_compared(tmp_path, tiny_cogvideox):
+    samplers = students(tmp_path, a=TEACHER, b="shapes", c=tiny_cogvideox("sincos"))
+    with refused("--samplers 'c'", "'a'", "--model"):
+        reward_samplers.load_base(samplers, None)
+
+
+def test_a_base_that_starts_from_an_image_is_refused(tmp_path):
+    base = tmp_path / "base"
+    BUILDERS["CogVideoXImageToVideoPipeline"].build("ofs").save_pretrained(base)
+    with refused("--samplers", str(base), "text-to-video"):
+        reward_samplers.load_base(students(tmp_path, a=base), None)
 
 
 @pytest.mark.parametrize(
