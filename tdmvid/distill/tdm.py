@@ -26,6 +26,10 @@ from .losses import (
 )
 from .objective import Draw, Roles, register
 
+MARGINS = 0.5
+"""Largest share of a segment that both margins of tau take. Many steps and a large shift of the
+time grid make segments shorter than the margins."""
+
 
 @register
 class TDM(TDMSettings):
@@ -89,25 +93,34 @@ class TDM(TDMSettings):
 
     def _times(self, path: Trajectory, u: Tensor, process: Process) -> tuple[Tensor, Tensor]:
         """Map uniform numbers u, [2, B], to s and tau, each [B]."""
-        s, gap = path.lower, max(self.margin_low, process.resolution)
+        s, zero = path.lower, torch.zeros_like(path.lower)
         end = {"separate": path.upper, "to_terminal": path.start, "everywhere": 1.0}[self.segments]
         upper = torch.as_tensor(end, dtype=s.dtype, device=s.device).expand_as(s)
+        everywhere = self.segments == "everywhere"
+        below, above = self._margins(upper - (zero if everywhere else s), process)
         if self.randmid:  # leave room for both margins of tau
-            last = torch.minimum(path.upper, upper - self.margin_high) - gap
+            last = torch.minimum(path.upper, upper - above) - below
             s = process.snap(s + u[1] * (last - s).clamp(min=0))
-        low = gap + (torch.zeros_like(s) if self.segments == "everywhere" else s)
+        low = below + (zero if everywhere else s)
         if self.fresh_noise > 0:
             low = torch.maximum(
                 low,
-                _time_of_noise(
-                    process, torch.zeros_like(s) if self.from_clean else s, upper, self.fresh_noise
-                ),
+                _time_of_noise(process, zero if self.from_clean else s, upper, self.fresh_noise),
             )
         if path.floor is not None:
             low = torch.maximum(low, path.floor)
-        low = torch.minimum(low, upper)  # a segment shorter than the margin uses its upper end
-        high = torch.maximum(upper - self.margin_high, low)
+        low = torch.minimum(low, upper)  # of fresh noise or of an expert: the upper end is left
+        high = torch.maximum(upper - above, low)
         return s, process.snap(low + u[0] * (high - low))
+
+    def _margins(self, length: Tensor, process: Process) -> tuple[Tensor, Tensor]:
+        """Return both margins of tau in segments of a length [B].
+
+        Together they take at most `MARGINS` of a segment. The lower one keeps a table entry.
+        """
+        together = max(self.margin_low + self.margin_high, 1e-9)
+        share = (MARGINS * length / together).clamp(max=1)
+        return (share * self.margin_low).clamp(min=process.resolution), share * self.margin_high
 
     def loss(self, role: str, roles: Roles, draw: Draw, cond: Cond) -> dict[str, Tensor]:
         """Compute the fake's denoising loss or the student's matching loss.

@@ -5,6 +5,7 @@ import torch
 from gaussians import NULL, generator, mixed_k, path_at
 
 from tdmvid.diffusion.grid import uniform
+from tdmvid.diffusion.process import RectifiedFlow
 from tdmvid.diffusion.sampler import Trajectory, rollout
 from tdmvid.distill.dmd2 import DMD2
 from tdmvid.distill.tdm import TDM
@@ -146,13 +147,18 @@ def test_all_noise_of_a_noised_prediction_is_fresh(process, options):
     assert whole.any() and (draw.tau - path.lower)[whole].min() < 0.022
 
 
-def test_a_segment_shorter_than_its_margin_is_drawn_at_its_end(process):
-    path = Trajectory(
-        torch.randn(8, 2), torch.ones(8).long(), torch.full((8,), 0.5), torch.full((8,), 0.51), NULL
-    )
+@pytest.mark.parametrize("length", [0.04, 0.02, 0.006])
+@pytest.mark.parametrize("upper", [0.5, 1.0])
+def test_margins_leave_half_of_a_short_segment(length, upper):
+    """Margins of 0.02 and 0.01 are two thirds and one third of the other half."""
+    count, process = 4000, RectifiedFlow()
+    x, ones = torch.randn(count, 2, generator=generator(0)), torch.ones(count)
+    path = Trajectory(x, ones.long(), (upper - length) * ones, upper * ones, NULL)
     draw = TDM().draw(path, path.x, generator(1), process)
-    torch.testing.assert_close(draw.tau, path.upper)
-    assert (draw.beta > 0).all() and draw.eps_mix.isfinite().all()
+    place = (draw.tau - path.lower) / length
+    assert place.min().item() == pytest.approx(1 / 3, abs=0.01)
+    assert place.max().item() == pytest.approx(5 / 6, abs=0.01)
+    assert (draw.slope > 0).all(), "x_tau depends on the student"
 
 
 def test_no_margin_still_leaves_room_for_noise(process):

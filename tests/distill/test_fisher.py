@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from gaussians import with_tau
 from refusals import refused
 
 from tdmvid.diffusion.denoiser import Cond
@@ -40,7 +41,7 @@ def one_tau_draw(process, m, g, batch=400_000):
     k = torch.full((batch,), 3)
     path = Trajectory(x, k, times[k - 1], times[k], NULL)
     theta = torch.tensor([m, g], requires_grad=True)
-    objective = Fisher(margin_low=0.2, margin_high=0.05)
+    objective = with_tau(Fisher, 0.7)
     return (
         objective.draw(path, theta[0] + theta[1] * x, torch.Generator().manual_seed(5), process),
         theta,

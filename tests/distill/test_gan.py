@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from gaussians import with_tau
 from refusals import refused
 
 from tdmvid.backbones.gaussian import Critic
@@ -37,7 +38,7 @@ class Nothing:
 
 
 def one_tau(process, objective, theta, batch=400_000):
-    """Draw at tau = 0.7 with x0_hat = theta, a number, on states N(0, 1) at s_3."""
+    """Draw with x0_hat = theta, a number, on states N(0, 1) at s_3."""
     times = uniform(4, process).tensor()
     x = torch.randn(batch, 1, generator=torch.Generator().manual_seed(4))
     k = torch.full((batch,), 3)
@@ -54,12 +55,9 @@ def law(process, theta, draw):
     return draw.slope[0].item() * theta, (scale * sigma_s / sigma_u) ** 2 + draw.beta[0].item() ** 2
 
 
-OPTIONS = {"margin_low": 0.2, "margin_high": 0.05}
-
-
 def test_the_logistic_discriminator_is_least_at_the_log_ratio_of_the_laws(process):
     """With equal variances D is linear: D = (m_p - m_q) / v x + (m_q^2 - m_p^2) / 2 v."""
-    objective = GAN(adversarial="logistic", **OPTIONS)
+    objective = with_tau(GAN, 0.7, adversarial="logistic")
     draw = one_tau(process, objective, torch.tensor([0.6]))
     m_q, v = law(process, 0.6, draw)
     alpha, sigma = (a.item() for a in process.alpha_sigma(draw.tau[:1]))
@@ -101,7 +99,7 @@ def test_the_discriminator_s_hinge_pushes_real_latents_above_one_and_drawn_ones_
 
 
 def test_the_generator_s_value_is_reported_and_is_high_where_draws_are_told_apart(process):
-    draw = one_tau(process, GAN(**OPTIONS), torch.tensor([0.6], requires_grad=True), batch=64)
+    draw = one_tau(process, with_tau(GAN, 0.7), torch.tensor([0.6], requires_grad=True), batch=64)
     for kind, expected in (("hinge", 3.0), ("logistic", 3.0486)):
         roles = Roles(
             None,
@@ -126,7 +124,7 @@ def test_the_generator_climbs_the_discriminator_with_the_slope_of_its_trajectory
     """L_G of D = a x + b has the gradient -a slope for hinge, and E[-a slope / (1 + e^D)] for
     logistic.
     """
-    objective = GAN(adversarial=kind, weight=2.0, **OPTIONS)
+    objective = with_tau(GAN, 0.7, adversarial=kind, weight=2.0)
     theta = torch.tensor([0.6], requires_grad=True)
     draw = one_tau(process, objective, theta, batch=20_000)
     roles = Roles(None, Nothing(process), Nothing(process), Logit(0.7, -0.2), None)
@@ -146,9 +144,9 @@ def test_without_weight_the_student_s_gradient_is_tdm_s(process):
         return theta.grad.item()
 
     assert (
-        gradient(GAN(weight=0.0, **OPTIONS))
-        == gradient(TDM(**OPTIONS))
-        != gradient(GAN(weight=1.0, **OPTIONS))
+        gradient(with_tau(GAN, 0.7, weight=0.0))
+        == gradient(with_tau(TDM, 0.7))
+        != gradient(with_tau(GAN, 0.7, weight=1.0))
     )
 
 
@@ -156,7 +154,7 @@ def test_a_gradient_too_small_for_float16_is_not_lost_inside_the_discriminator(p
     """D is the mean of 2^18 elements, each with weight 1e-3, in float16. The share of an element,
     4e-9, is too small for float16.
     """
-    objective, size = GAN(weight=1.0, **OPTIONS), 2**18
+    objective, size = with_tau(GAN, 0.7, weight=1.0), 2**18
     times = uniform(4, process).tensor()
     k = torch.full((1,), 3)
     x0_hat = torch.zeros(1, size, requires_grad=True)

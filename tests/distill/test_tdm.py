@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from gaussians import NULL, generator, mixed_k, path_at
+from gaussians import NULL, generator, mixed_k, path_at, with_tau
 from refusals import refused
 
 from tdmvid.diffusion.process import broadcast
@@ -143,10 +143,7 @@ def fixed_tau_draw(process, student, *, batch=400_000):
     """
     path = path_at(process, 3, batch=batch, dim=1, seed=4)
     m, g = student
-    tau = torch.full((batch,), 0.7)
-    objective = TDM(margin_low=0.2, margin_high=0.05)  # of [0.5, 0.75] leaves 0.7 alone
-    draw = objective.draw(path, m + g * path.x, generator(5), process)
-    torch.testing.assert_close(draw.tau, tau)
+    draw = with_tau(TDM, 0.7).draw(path, m + g * path.x, generator(5), process)
     return draw, path
 
 
@@ -233,9 +230,7 @@ def test_both_targets_agree_where_the_noise_is_independent_of_the_prediction(pro
     batch = 400_000
     path = path_at(process, 3, batch=batch, dim=1, seed=4)
     path = Trajectory(u_alpha * 0.8 + u_sigma * path.x, path.k, path.lower, path.upper, NULL)
-    draw = TDM(margin_low=0.2, margin_high=0.05).draw(
-        path, torch.full((batch, 1), 0.8), generator(5), process
-    )
+    draw = with_tau(TDM, 0.7).draw(path, torch.full((batch, 1), 0.8), generator(5), process)
     for objective in (TDM(fake_target="exact"), TDM(importance="sum"), TDM()):
         found = gradient_in_standard_errors(
             process, objective, draw, torch.tensor([0.8]), torch.tensor([0.0])
@@ -250,7 +245,7 @@ def test_the_exact_target_at_alpha_zero_is_the_state_without_its_scale(vp):
     weight gives these draws the weight 0, the velocity weight the weight 1.
     """
     path = path_at(vp, 4, batch=64)
-    draw = TDM(margin_low=0.25, margin_high=0.0).draw(path, 0.3 * path.x, generator(1), vp)
+    draw = with_tau(TDM, 1.0).draw(path, 0.3 * path.x, generator(1), vp)
     assert draw.tau.eq(1).all() and vp.alpha_sigma(draw.tau)[0].eq(0).all()
     alpha_s = vp.alpha_sigma(draw.s)[0]
     state = draw.x_s / broadcast(alpha_s, draw.x_s)

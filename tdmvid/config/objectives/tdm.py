@@ -114,7 +114,9 @@ class TDMSettings(ObjectiveSettings):
     The range leaves room for both margins of tau.
     """
     margin_low: float = 0.02
-    """Smallest distance of tau above s, in [0, 1). At least one table entry is kept in any case."""
+    """Smallest distance of tau above s, in [0, 1). At least one table entry is kept in any case.
+    Both margins are reduced in proportion where they are more than half of a segment together.
+    """
     fresh_noise: float = 0.0
     """Smallest level beta of the fresh noise in x_tau, in [0, 1); tau is kept above the time that
     reaches it. Nearly clean draws carry no information about the mass of a mode. 0 adds no limit.
