@@ -35,11 +35,11 @@ from ..guard.record import GUARD, GuardRecord
 from ..parallel import collectives
 from ..report.page import write_report
 from ..roles.guidance import guide
+from .endings import CONTINUE
 from .run import Run
 from .samples import Samples, sample_parts
 
 REFERENCE = "guard/teacher.safetensors"
-CONTINUE = "Set guard.action='warn' to continue in this case"
 
 
 @dataclass(frozen=True)
@@ -87,17 +87,15 @@ class Guard:
         prompts = Prompts(run.order.count, run.world.data_size)
         self._settings = check_settings(run.config, prompts)
 
-    def check_settings(self) -> Check:
+    def check_settings(self) -> tuple[str, ...]:
         """Check the settings, before the first iteration.
 
         Returns:
-            What to warn about, and why the run stops.
+            What to warn about.
         """
         lines = tuple(f"guard, settings: {finding}" for finding in self._settings)
         self._print(lines)
-        if self.run.config.guard.action != "stop" or not lines:
-            return Check({}, lines)
-        return Check({}, lines, f"stopped by guard.action='stop': {lines[0]}. {CONTINUE}")
+        return lines
 
     def check(self, step: int, samples: Samples | None) -> Check:
         """Compare the samples made after `step` iterations with the teacher's.

@@ -79,8 +79,6 @@ class Rewards:
 
     def __post_init__(self) -> None:
         self.scorers = [Scorer(reward) for reward in self.config.rewards]
-        for scorer in self.scorers:
-            scorer.check_prompts(self.prompts)
         self.mean = RunningMean(collectives.mean)
         self.means = GlobalMeans(self.scorers, collectives.mean)
         self.scale = [1.0] * len(self.scorers)
@@ -337,14 +335,15 @@ def _given(reward: RewardConfig, latents: Tensor, samples: Tensor | None) -> Ten
     return samples[:, :, : reward.frames or None]
 
 
-def check_rewards(config: RunConfig) -> None:
-    """Check that the reward functions of a run can be found.
+def check_rewards(config: RunConfig, prompts: Sequence[str]) -> None:
+    """Check that the reward functions of a run can be found, and can score its prompts.
 
     Args:
         config: Settings of the run.
+        prompts: Training prompts.
 
     Raises:
-        ValueError: A function cannot be found.
+        ValueError: A function cannot be found, or can score no prompt.
     """
     for reward in config.rewards:
-        Scorer(reward)
+        Scorer(reward).check_prompts(prompts)

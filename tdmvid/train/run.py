@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,9 +24,11 @@ from ..data.progress import progress
 from ..data.prompts import PromptOrder
 from ..diffusion.denoiser import Cond, Denoiser
 from ..diffusion.grid import TimeGrid
-from ..distill.grids import build_grid, build_grids, reference_grid
+from ..diffusion.process import Process
+from ..distill.grids import build_grids, reference_grid
 from ..distill.objective import Roles, build_objective
 from ..distill.stream import Stream
+from ..guard.limits import Prompts
 from ..parallel import launch
 from ..parallel.rng import Streams
 from ..parallel.sequence import PlannedGroup
@@ -34,6 +37,7 @@ from ..roles.experts import backend_of
 from ..roles.guidance import guide
 from ..roles.rounding import Rounding, quantize_base
 from ..roles.rules import check_kernel, check_settings, check_teacher
+from .endings import TrainingStopped, stop_reason
 from .preflight import check_machine
 from .prepare import digest, prepare_embeddings, prepare_latents
 from .rewards import Rewards, check_rewards
@@ -156,11 +160,11 @@ def build_run(config: RunConfig, world: launch.World, *, resumed: bool = False) 
     Raises:
         ValueError: The settings or their files cannot be used.
     """
-    config, boundary, shown = _checked(config, world)
-    backbone, adapters = _load_teacher(config, world)
-    grid, grids = _grids(config, backbone, boundary)
+    config = share_batch(config, world.data_size)
     started = replace(config, init="") if resumed else config
-    check_student(started, backbone)  # fail before anything is encoded
+    boundary, grids, shown = _check(started, world)
+    grid = next(one for one in grids if one.steps == config.grid.calls)
+    backbone, adapters = _load_teacher(config, world)
     conditions, items = prepare_embeddings(config, backbone, world)
     adversarial = "discriminator" in config.objective.roles
     real = prepare_latents(config, backbone, world) if adversarial else None
@@ -196,22 +200,27 @@ def build_run(config: RunConfig, world: launch.World, *, resumed: bool = False) 
     return _with_trajectories(run, [item.prompt for item in items])
 
 
-def _checked(config: RunConfig, world: launch.World) -> tuple[RunConfig, float, list[Item]]:
+def _check(
+    config: RunConfig, world: launch.World
+) -> tuple[float, tuple[TimeGrid, ...], list[Item]]:
     """Check what can be checked without weights.
 
     Returns:
-        The config with its accumulation, the time that parts the teacher's experts (0 for a
-        teacher of one network), and the items of the samples.
+        The time that parts the teacher's experts (0 for a teacher of one network), the grids of
+        training, and the items of the samples.
     """
-    config = share_batch(config, world.data_size)
     check_settings(config, distributed=world.distributed)
     check_machine(config, world)
-    check_rewards(config)
     folder, family = find_family(config.model, weights=False)
     boundary = check_teacher(config, family.spec.read_split(folder))
     check_kernel(config, family)
-    _, shown = read_run_items(config, takes_images=family.takes_images)
-    return config, boundary, shown
+    grids = _grids(config, family.spec.read_process(folder), boundary)
+    items, shown = read_run_items(config, takes_images=family.takes_images)
+    if reason := stop_reason(config, Prompts(len(items), world.data_size)):
+        raise TrainingStopped(reason)
+    check_rewards(config, [item.prompt for item in items])
+    check_student(config, folder, family)
+    return boundary, grids, shown
 
 
 def _load_teacher(
@@ -245,16 +254,12 @@ def _with_trajectories(run: Run, prompts: list[str]) -> Run:
     return replace(run, stream=stream, rewards=rewards)
 
 
-def _grids(
-    config: RunConfig, backbone: Backbone, boundary: float
-) -> tuple[TimeGrid, tuple[TimeGrid, ...]]:
-    """Return the grid of samples and those of training. The teacher's many-step grid is checked
-    too, because the end of the run needs it.
+def _grids(config: RunConfig, process: Process, boundary: float) -> tuple[TimeGrid, ...]:
+    """Return the grids of training; that of samples is one of them. The teacher's many-step grid
+    is checked too, because the end of the run needs it.
     """
-    process, step_set = backbone.process, config.objective.step_set
-    grid = build_grid(config.grid, process, boundary, step_set)
     reference_grid(config, process)
-    return grid, build_grids(config.grid, process, step_set, boundary)
+    return build_grids(config.grid, process, config.objective.step_set, boundary)
 
 
 def build_stream(
@@ -290,18 +295,19 @@ def build_stream(
     )
 
 
-def check_student(config: RunConfig, backbone: Backbone) -> None:
-    """Check the student's settings by building it on the meta device.
+def check_student(config: RunConfig, folder: Path, family: type[Backbone]) -> None:
+    """Check the size of samples and the student's settings by building it on the meta device.
 
     Args:
         config: Settings of the run.
-        backbone: The teacher's model family.
+        folder: Folder with the teacher's configs.
+        family: Model family of the teacher.
 
     Raises:
         ValueError: The model family, or the LoRA of `init`, does not support the settings.
     """
-    family = type(backbone)
-    base = empty_base(config, backbone.folder, family)
+    base = empty_base(config, folder, family)
+    family.spec.tokens(base, folder, config.video)
     build_role(base, "student", config, family, group=PlannedGroup(config.parallel.sequence))
 
 

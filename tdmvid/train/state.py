@@ -25,14 +25,22 @@ def open_checkpoints(config: RunConfig, world: launch.World, resume: str) -> Che
         resume: As in `trainer.train`.
 
     Raises:
-        ValueError: It is a new run, but its folder has checkpoints.
+        ValueError: The run starts anew or from another run's checkpoint, but its folder has
+            checkpoints, which it would replace.
     """
     folder, keep = config.folder, config.log.keep_checkpoints
     checkpoints = Checkpoints(folder / "checkpoints", keep=keep, rank=world.rank, ranks=world.size)
-    if not resume and checkpoints.steps():
+    if resume == "auto" or not checkpoints.steps():
+        return checkpoints
+    if not resume:
         raise ValueError(
             f"{folder} contains the checkpoints of a run: continue it with --resume auto, or choose"
             " another --out"
+        )
+    if Path(resume).resolve().parent != checkpoints.folder.resolve():
+        raise ValueError(
+            f"--resume {resume} is not in {folder}, which contains the checkpoints of a run that"
+            " would be replaced: choose another --out, or continue that run with --resume auto"
         )
     return checkpoints
 
@@ -64,7 +72,7 @@ def find_checkpoint(checkpoints: Checkpoints, resume: str) -> Path | None:
 
 
 def load_state(run: Run, checkpoints: Checkpoints, path: Path) -> int:
-    """Load a checkpoint, and delete those of later iterations.
+    """Load a checkpoint, and delete those of later iterations, which are named.
 
     Args:
         run: The run.
@@ -87,6 +95,13 @@ def load_state(run: Run, checkpoints: Checkpoints, path: Path) -> int:
     load_stream(run, path)
     if run.rewards is not None:
         run.rewards.load(path)
+    later = [step_folder(checkpoints.folder, step) for step in checkpoints.steps() if step > start]
+    if later and run.world.primary:
+        names = ", ".join(folder.name for folder in later)
+        print(
+            f"continuing after {start:,} iterations: later checkpoints are deleted ({names})",
+            file=sys.stderr,
+        )
     checkpoints.forget_after(start)
     return start
 

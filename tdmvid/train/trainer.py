@@ -20,7 +20,7 @@ from ..distill.trajectories import pick_grid
 from ..parallel import collectives, launch
 from ..roles.rules import check_folders
 from .checkpoint import Checkpoints
-from .endings import diverged_message, failed_message, stopped_message
+from .endings import TrainingStopped, diverged_message, failed_message, stopped_message
 from .finalize import finalize
 from .fingerprint import flat
 from .guard import NOTHING, Check, Guard
@@ -37,10 +37,6 @@ from .state import (
     save_state,
 )
 from .tracker import open_tracker
-
-
-class TrainingStopped(RuntimeError):
-    """Training failed, for example because too many iterations in a row were not finite."""
 
 
 def train(
@@ -144,11 +140,8 @@ def _write_settings(run: Run, config: RunConfig, commands: dict[str, str]) -> No
 
 
 def _warn(guard: Guard, monitor: Monitor, start: int) -> None:
-    """Warn about settings that are probably not intended, or stop because of them."""
-    check = guard.check_settings()
-    monitor.warn(start, check.lines)
-    if check.stop:
-        raise TrainingStopped(check.stop)
+    """Warn about settings that are probably not intended."""
+    monitor.warn(start, guard.check_settings())
 
 
 def _check_again(
@@ -287,7 +280,10 @@ def _give_up(
 ) -> NoReturn:
     """Save the last good state, if there is one, and stop."""
     if broken := _broken_role(run):
-        reason = diverged_message(broken, step, run.config)
+        checkpoints.wait()
+        steps = collectives.on_rank0(checkpoints.steps)
+        newest = step_folder(checkpoints.folder, steps[-1]) if steps else None
+        reason = diverged_message(broken, step, run.config, newest)
     else:
         path = save_state(run, checkpoints, step + 1)
         checkpoints.wait()

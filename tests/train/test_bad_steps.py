@@ -141,9 +141,15 @@ def test_weights_that_are_not_finite_are_no_good_state(tiny_run, tmp_path, monke
 
     monkeypatch.setattr(trainer, "iterate", diverge)
     config = tiny_run(tmp_path / "run", "max_bad_steps=1")
-    with refused("student", "step 2", "student.lr", error=TrainingStopped):
+    newest = config.folder / "checkpoints" / "step_000002"
+    with refused(
+        "student", "step 2", "student.lr", f"--checkpoint {newest}", error=TrainingStopped
+    ):
         train(config)
     assert list_steps(config.folder / "checkpoints") == [2]
+    early = tiny_run(tmp_path / "early", "max_bad_steps=1", "log.checkpoint_every=0")
+    with pytest.raises(TrainingStopped, match=r"student\.lr in a new run \(another --out\)$"):
+        train(early)
 
 
 class NaNStudent(TDM):

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from tdmvid.cli.main import main
 from tdmvid.data import folder_lock
+from tdmvid.data.checkpoints import list_steps
 from tdmvid.data.folder_lock import LOCK, FolderLock
 from tdmvid.train import trainer
 from tdmvid.train.checkpoint import UNCHECKED, Checkpoints
@@ -331,6 +332,22 @@ def test_a_run_that_is_refused_leaves_no_folder(tiny_run, tmp_path):
     with refused(tmp_path / "none"):
         train(tiny_run(tmp_path / "run"), resume=str(tmp_path / "none"))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_checkpoint_of_another_run_replaces_no_checkpoints(tiny_run, tmp_path, loop_only, capsys):
+    one, other = tmp_path / "one", tmp_path / "other"
+    often = ("steps=3", "log.checkpoint_every=1", "log.keep_checkpoints=5")
+    train(tiny_run(one, *often))
+    train(tiny_run(other, *often))
+    first = one / "checkpoints" / "step_000001"
+    with refused(f"--resume {first}", f"{other}", "another --out"):
+        train(tiny_run(other, *often), resume=str(first))
+    assert list_steps(other / "checkpoints") == [1, 2, 3]
+    train(tiny_run(tmp_path / "new", *often), resume=str(first))
+    assert record(tmp_path / "new") == record(one)
+    assert "deleted" not in capsys.readouterr().err
+    train(tiny_run(one, *often), resume=str(first))
+    assert "deleted (step_000002, step_000003)" in capsys.readouterr().err
 
 
 def test_a_resumed_run_has_its_whole_record_and_none_of_a_killed_one_s_parts(tiny_run, finished):

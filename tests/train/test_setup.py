@@ -12,6 +12,7 @@ from tdmvid.config import load_config
 from tdmvid.parallel import launch
 from tdmvid.plan.make import make_plan
 from tdmvid.train.checkpoint import Checkpoints
+from tdmvid.train.endings import TrainingStopped
 from tdmvid.train.finalize import base_waiting
 from tdmvid.train.run import build_run
 from tdmvid.train.trainer import train
@@ -206,3 +207,29 @@ def test_a_run_says_once_how_many_of_its_prompts_are_cut(tiny_run, tmp_path, cap
     said = capsys.readouterr().err
     assert said.count("tokens") == 1
     assert states(said, "2 of 3 prompts") and states(said, "first prompt 2") and str(path) in said
+
+
+@pytest.mark.parametrize(
+    "changes, facts",
+    [
+        (["objective.step_set=[2,4]", "grid.steps=3"], ["objective.step_set=[2, 4]"]),
+        (["objective.step_set=[2,4]", "grid.kind=explicit"], ["grid."]),
+        (["grid.kind=explicit", "grid.timesteps=[10,500]"], ["grid.timesteps=[10.0, 500.0]"]),
+        (["video.frames=10"], ["video.frames=10"]),
+        (["video.height=60"], ["video.height=60"]),
+        (["lora.targets=['nope']"], ["lora.targets", "nope"]),
+        (["init=nowhere"], ["nowhere"]),
+        (["guard.action=stop", "log.sample_every=1", "guard.prompt_uses=0.1"], ["prompt_uses"]),
+        (['rewards=[{"function":"text"}]'], ["text"]),
+    ],
+    ids=lambda value: value[0],
+)
+def test_what_needs_no_weights_is_refused_before_they_are_loaded(
+    tiny_run, tmp_path, monkeypatch, changes, facts
+):
+    monkeypatch.setattr(
+        "tdmvid.train.run.load_backbone", lambda *_, **__: pytest.fail("loads the weights")
+    )
+    with refused(*facts, error=(ValueError, FileNotFoundError, TrainingStopped)):
+        train(tiny_run(tmp_path / "run", *changes))
+    assert not (tmp_path / "run" / "config.json").exists()
