@@ -295,7 +295,7 @@ class Trajectory:
     cond: Cond
     """Conditioning of the batch."""
     before: Before | None = None
-    """Previous clean prediction, for a multistep solver."""
+    """Previous clean prediction, for the multistep solver `dpm++`; None for the others."""
     start: float | Tensor = 1.0
     """s_K, the start of the trajectory: one time, or [B] if samples have different K."""
     floor: Tensor | None = None
@@ -354,9 +354,10 @@ def rollout(
         )
         memory.append(Before(x0, t))
     here = grid.steps - k, torch.arange(len(z), device=z.device)
-    before = Before(
-        torch.stack([m.x0 for m in memory])[here], torch.stack([m.t for m in memory])[here]
-    )
+    before = None
+    if solver == "dpm++":
+        kept = [(one.x0, one.t) for one in memory]
+        before = Before(*(torch.stack(each)[here] for each in zip(*kept, strict=True)))
     return Trajectory(
         torch.stack(states)[here],
         k,

@@ -120,10 +120,12 @@ class GradedPath:
         Returns:
             The draw, with the weight of this trajectory.
         """
-        x0_hat = self.x0_hat(graded=graded)
-        if self._draw is None or objective.draws == "own":
-            self._draw = objective.draw(self.path, x0_hat, generator, self.roles.student.process)
-        return replace(self._draw, x0_hat=x0_hat, weight=self.weight)
+        x0_hat, draw = self.x0_hat(graded=graded), self._draw
+        if draw is None:
+            draw = objective.draw(self.path, x0_hat, generator, self.roles.student.process)
+        if objective.draws == "shared":
+            self._draw = draw
+        return replace(draw, x0_hat=x0_hat, weight=self.weight)
 
     @classmethod
     def of_past(
@@ -284,18 +286,21 @@ def iterate(
     once = len(conds) == 1 or objective.updates == "joint"
 
     def roll_out(number: int) -> list[GradedPath]:
-        paths[number] = []
+        made = []
         for micro, cond in enumerate(conds):
             if stream is not None:
                 path = stream.path(micro, cond, number)
             else:
                 place = Place(step, micro, first_stream + micro, number)
                 path = advance(place, cond, noise_shape, objective, roles, grid, streams)
+                path = path if reweigh else replace(path, tip=None)  # only rewards need its end
             asked = roles
             if objective.draws == "shared" and roles.fake is not None:
                 asked = replace(roles, fake=AskedOnce(roles.fake))
-            paths[number].append(GradedPath(path, asked, keep=once and number == 0))
-        return paths[number]
+            made.append(GradedPath(path, asked, keep=once and number == 0))
+        if stream is not None:  # its trajectories continue from these calls
+            paths[number] = made
+        return made
 
     if stream is not None:
         stream.begin(roles.student, conds)

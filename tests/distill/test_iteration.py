@@ -1,10 +1,12 @@
 """One iteration: its cost, exact gradient accumulation, and a failed turn that changes nothing."""
 
+import gc
+
 import pytest
 import torch
 from refusals import refused
 from torch.overrides import TorchFunctionMode
-from toy_world import GRID, World
+from toy_world import BATCH, GRID, World
 
 from tdmvid.config import OptimConfig
 from tdmvid.distill.fisher import Fisher
@@ -12,6 +14,31 @@ from tdmvid.distill.iteration import GradedPath
 from tdmvid.distill.tdm import TDM
 from tdmvid.distill.trajectories import Place, pick_k
 from tdmvid.parallel.rng import Streams
+
+
+@pytest.mark.parametrize("rollout", ["stop", "full", "stream"])
+def test_a_further_micro_batch_keeps_its_state_and_its_prediction_alone(rollout, monkeypatch):
+    latents = torch.Size((BATCH, 2))
+
+    def largest(accumulation):
+        counts, loss = [], TDM.loss
+        world = World(TDM(rollout=rollout), accumulation=accumulation)
+        world.iterate(0, micros=accumulation)
+
+        def counted(self, *args):
+            gc.collect()
+            alive = [x for x in gc.get_objects() if isinstance(x, torch.Tensor)]
+            counts.append(
+                len({x.untyped_storage().data_ptr() for x in alive if x.shape == latents})
+            )
+            return loss(self, *args)
+
+        monkeypatch.setattr(TDM, "loss", counted)
+        world.iterate(1, micros=accumulation)
+        monkeypatch.undo()
+        return max(counts)
+
+    assert largest(6) - largest(2) == 4 * 2
 
 
 def test_a_full_rollout_costs_8_forwards_and_2_backwards():
