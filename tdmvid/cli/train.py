@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..config.paths import expand_home
+from ..parallel.environment import launcher_of
 from ..plan.devices import DEFAULT, DEVICES, choose_device
 from .given import refuse_ignored
 from .options import add_config, add_launched
@@ -111,7 +112,7 @@ def run(args: argparse.Namespace) -> None:
     from ..train.trainer import train
 
     scoring = {"score": score_command(config)} if config.evaluate.program else {}
-    commands = {"train": args.command_line, **scoring}
+    commands = {"train": launcher_of(args.command_line), **scoring}
     try:
         train(config, resume=args.resume, commands=commands, before_leaving=evaluation.meet)
         evaluation.run()

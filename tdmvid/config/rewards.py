@@ -34,6 +34,17 @@ RULES = (
         "model",
         "is needed by function={function}: name its folder or file; see docs/rewards.md",
     ),
+    *(
+        Rule(
+            lambda reward, name=name: (  # type: ignore[misc]
+                reward.normalise == "none" and getattr(reward, name) != getattr(type(reward), name)
+            ),
+            name,
+            "has no effect with normalise={normalise}, where nothing is divided by the deviation:"
+            " remove it, or use normalise='prompt'",
+        )
+        for name in ("floor", "deviation_prompts", "deviation_samples")
+    ),
     Rule(
         lambda reward: reward.input == "latents" and reward.function in (*MODELS, "text"),
         "input",

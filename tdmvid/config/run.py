@@ -65,6 +65,27 @@ RULES = (
         " (--set prompts.negative=), or change objective.cfg",
     ),
     Rule(
+        lambda run: run.real.path and "discriminator" not in run.objective.roles,
+        "real.path",
+        "has no effect with objective.kind={objective.kind}, which has no discriminator: remove it,"
+        " or use objective.kind='gan'",
+    ),
+    Rule(
+        lambda run: not run.objective.k_condition and not run.objective.step_set,
+        "objective.k_condition",
+        "has no effect without objective.step_set: remove it, or list numbers of steps",
+    ),
+    Rule(
+        lambda run: (
+            isinstance(run.objective, TDMSettings)
+            and run.objective.importance != "mean"
+            and run.objective.fake_target == "exact"
+        ),
+        "objective.importance",
+        "has no effect with objective.fake_target={objective.fake_target}, which needs no"
+        " importance weights: use fake_target='x0_hat', or remove it",
+    ),
+    Rule(
         lambda run: run.guard.action == "stop" and not run.log.sample_every,
         "guard.action",
         "has no samples to compare before the last iteration with log.sample_every=0: set"

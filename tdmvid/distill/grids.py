@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import torch
 
 from ..config import GridConfig, RunConfig, short
+from ..config.ranges import SHIFT
 from ..diffusion.grid import TimeGrid, explicit, shifted, uniform
 from ..diffusion.process import Process
 
@@ -15,6 +17,9 @@ NEAR = 0.01
 
 The margin of draws above that time is twice as wide, so no trained time is left out.
 """
+
+NAMED = 3
+"""Largest number of shifts that a message suggests: those nearest to the configured one."""
 
 
 def build_grid(
@@ -96,6 +101,8 @@ def _fitting_shifts(
     for k in range(1, grid.steps):
         even = config.start * k / grid.steps
         shift = edge * (1 - even) / (even * (1 - edge))
+        if not SHIFT.holds(shift):
+            continue
         text = f"{shift:.2f}" if shift >= 1 else f"{shift:.3g}"
         others = [
             shifted(steps, float(text), process, start=config.start)
@@ -103,7 +110,8 @@ def _fitting_shifts(
         ]
         if all(_suits(dataclasses.replace(other, boundary=grid.boundary)) for other in others):
             fitting.append(text)
-    return fitting
+    near = sorted(fitting, key=lambda text: abs(math.log(float(text) / config.shift)))[:NAMED]
+    return sorted(near, key=float, reverse=True)
 
 
 def build_grids(

@@ -86,7 +86,9 @@ class GradedPath:
     Gradient accumulation needs this to hold one graph at a time.
     """
     weight: Tensor | None = None
-    """Weight of the trajectory in the fake's loss, [B]. None means 1."""
+    """Weight of the trajectory in the loss of the role that `objective.reward_weights` names, [B].
+    None means 1.
+    """
     _x0: Tensor | None = field(default=None, repr=False)
     _draw: Draw | None = field(default=None, repr=False)
 
@@ -136,7 +138,7 @@ class GradedPath:
         Args:
             path: State at s_k of the finished trajectory.
             x0: Its clean prediction, [B, ...]; None calls the student again.
-            weight: Weight in the fake's loss, [B].
+            weight: Weight in the loss, [B].
             roles: The networks.
 
         Returns:

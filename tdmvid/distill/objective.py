@@ -70,7 +70,9 @@ class Draw:
     x_s: Tensor | None = None
     """Samples of the trajectory at s, [B, ...], detached."""
     weight: Tensor | None = None
-    """Weight of the trajectory in the fake's loss, [B]; see reward.py. None means 1."""
+    """Weight of the trajectory in the loss of the role that `objective.reward_weights` names, [B];
+    see reward.py. None means 1.
+    """
 
 
 class Objective(Protocol):

@@ -36,6 +36,27 @@ class Launched:
         )
 
 
+def launcher_of(command: str) -> str:
+    """Return the command that starts all processes of this run.
+
+    Args:
+        command: Command of one process, e.g. "tdmvid train ...".
+
+    Returns:
+        The command with `torchrun` and this run's numbers of processes and machines; unchanged for
+        a single process without a launcher. Several machines also need an address.
+
+    Raises:
+        ValueError: If the launcher's variables are inconsistent or incomplete.
+    """
+    run = launched()
+    if run is None:
+        return command
+    local = environment_number("LOCAL_WORLD_SIZE") or environment_number("LOCAL_SIZE") or run.size
+    nodes = f"--nnodes {run.size // local} " if run.size > local else ""
+    return f"torchrun {nodes}--nproc_per_node {local} -m {command}"
+
+
 REMEDY = f"start all processes with {START}, or `unset RANK WORLD_SIZE` to run a single process"
 
 

@@ -101,7 +101,6 @@ OF_A_RUN = {
     "init": HOME,
     "model": {"path": HOME, "adapters": [{"path": HOME, "path_2": HOME}]},
     "prompts": {"path": HOME, "cache": HOME, "images": HOME},
-    "real": {"path": HOME, "cache": HOME},
     "rewards": [{"function": "votes", "model": HOME}],
     "log": {"sample_prompts": ["a"], "sample_images": [HOME]},
     "evaluate": {"program": "vbench", "config": HOME},
@@ -112,7 +111,8 @@ OF_VBENCH = dict.fromkeys(("augmented", "embeddings", "environment", "cache"), H
 @pytest.mark.parametrize(
     "kind, data, paths",
     [
-        (RunConfig, OF_A_RUN, 13),
+        (RunConfig, OF_A_RUN, 11),
+        (RunConfig, {"objective": {"kind": "gan"}, "real": {"path": HOME, "cache": HOME}}, 2),
         (VBenchConfig, OF_VBENCH | {"model": {"path": HOME}}, 5),
         (VBenchConfig, {"suite": "i2v", "images": HOME}, 1),
         (VBenchConfig, {"prompts": HOME}, 1),
@@ -275,6 +275,22 @@ def test_what_is_wrong_is_named_with_its_value(load, data, fact):
         (
             {"training": "full", "parallel": {"share_base": False}},
             ("parallel.share_base=false", "training='full'"),
+        ),
+        ({"real": {"path": "clips"}}, ("real.path='clips'", "objective.kind='tdm'", "'gan'")),
+        (
+            {"objective": {"k_condition": False}},
+            ("objective.k_condition=false", "objective.step_set"),
+        ),
+        (
+            {"objective": {"importance": "none", "fake_target": "exact"}},
+            ("objective.importance='none'", "objective.fake_target='exact'"),
+        ),
+        *(
+            (
+                {"objective": {"rollout": "full"}, "rewards": [{"function": "motion", **own}]},
+                (f"{next(iter(own))}=", "normalise='none'"),
+            )
+            for own in ({"floor": 0.1}, {"deviation_prompts": 4}, {"deviation_samples": 4})
         ),
         (
             {"evaluate": {"config": "eval/configs/shapes.json"}},

@@ -50,6 +50,14 @@ def test_a_grid_without_a_time_just_below_the_boundary_is_refused(grid, name, re
         build_grid(grid, PROCESS, BOUNDARY)
 
 
+def test_the_suggested_shifts_are_few_and_allowed():
+    for steps in (9, 20, 1000):
+        with pytest.raises(ValueError) as caught:
+            build_grid(GridConfig(kind="shifted", steps=steps, shift=0.001), PROCESS, BOUNDARY)
+        suggested = str(caught.value).rpartition("grid.shift=")[2].split(" or ")
+        assert 1 <= len(suggested) <= 3 and all(0 < float(one) <= 1000 for one in suggested)
+
+
 def test_a_set_of_step_counts_needs_such_a_time_in_each_grid():
     config = GridConfig(kind="shifted", shift=6.94)
     assert len(build_grids(config, PROCESS, (2, 4, 8), BOUNDARY)) == 3

@@ -6,7 +6,7 @@ import pytest
 from refusals import refused
 
 from tdmvid.parallel import launch
-from tdmvid.parallel.environment import Launched, launched, waiting
+from tdmvid.parallel.environment import Launched, launched, launcher_of, waiting
 
 NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
@@ -67,6 +67,21 @@ def test_what_no_launcher_sets_is_refused_by_name(environment, variables, fact):
     with refused(fact, "unset") as caught:
         launch.start("auto")
     assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize(
+    "variables, expected",
+    [
+        ({}, "tdmvid train"),
+        ({"LOCAL_WORLD_SIZE": "4"}, "torchrun --nproc_per_node 4 -m tdmvid train"),
+        ({"LOCAL_SIZE": "2"}, "torchrun --nnodes 2 --nproc_per_node 2 -m tdmvid train"),
+    ],
+    ids=str,
+)
+def test_the_command_of_a_run_contains_its_launcher(environment, variables, expected):
+    joined = {"RANK": "1", "WORLD_SIZE": "4", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"}
+    environment(**(variables and joined | variables))
+    assert launcher_of("tdmvid train") == expected
 
 
 def test_a_process_says_whom_it_waits_for(environment, capsys):
