@@ -146,8 +146,9 @@ class Backbone(ABC):
     """Other pipeline classes whose folders the family loads if `model.pipeline` names its own."""
     takes_images: ClassVar[bool] = False
     """Whether the family is image to video: each sample is conditioned on a given first frame."""
-    embeds_guidance: ClassVar[bool] = False
-    """Whether the network reads a guidance scale, `model.guidance`."""
+    embedded_guidance: ClassVar[float | None] = None
+    """Guidance scale that the network reads if `model.guidance` names none; None if it reads none.
+    """
     combine = staticmethod(extrapolate)
     """Combines the two branches of guidance as the stock pipeline does."""
     folder: Path
@@ -196,6 +197,12 @@ class Backbone(ABC):
     def denoiser(self, network: Any) -> NetworkDenoiser:
         """Wrap a network of this family (or an engine around it) as a Denoiser."""
         return NetworkDenoiser(self, network)
+
+    @property
+    def guidance(self) -> float | None:
+        """Guidance scale that the network reads; None if it reads none."""
+        given = self.config.guidance
+        return self.embedded_guidance if given is None else given
 
     @abstractmethod
     def latent_shape(self) -> tuple[int, ...]:

@@ -27,7 +27,6 @@ from .registry import register
 from .spec import Tokens, check_sides
 
 TEXT_LENGTH = 512  # T5 tokens, the stock call's default
-GUIDANCE = 3.5  # the stock call's default
 
 
 class Flux1Spec(ImageSpec, FlowSpec):
@@ -107,16 +106,11 @@ class Flux1(Images, FlowBackbone):
 
     pipeline_class = "FluxPipeline"
     kernels = ("sdpa",)
-    embeds_guidance = True
+    embedded_guidance = 3.5  # the stock call's default
     lora_targets = JOINT_ATTENTION
     spec, stock_class = Flux1Spec(), Flux1Stock
     lora = LoraFiles(pipeline_class)
     network: FluxTransformer2DModel
-
-    @property
-    def guidance(self) -> float:
-        """Guidance scale that the network reads."""
-        return GUIDANCE if self.config.guidance is None else self.config.guidance
 
     def latent_shape(self) -> tuple[int, ...]:
         """Return [C, H, W] in patches."""
@@ -126,6 +120,7 @@ class Flux1(Images, FlowBackbone):
         """Return the transformer's arguments for x_t [B, C, H, W] and t [B]."""
         text, (height, width), scale = cond["prompt_embeds"], x_t.shape[-2:], None
         if self.network.config.guidance_embeds:
+            assert self.guidance is not None
             scale = torch.full((len(x_t),), self.guidance, device=x_t.device)
         return {
             "hidden_states": pack(x_t),

@@ -83,8 +83,8 @@ def _settings(backbone: Backbone, facts: dict) -> str:
         **_adapters(facts),
         "timesteps": f"{facts['timesteps']}{shift}",
         "sampler": f"{facts['scheduler']['name']}, deterministic (eta 0)",
-        "guidance scale": "1.0 (off)",
-        **_learned_guidance(facts.get("teacher")),
+        "guidance scale": _guidance(backbone),
+        **_learned_guidance(facts.get("teacher"), backbone),
         **(
             {
                 "LoRA scale": (
@@ -136,14 +136,23 @@ def _place(path: str) -> str:
     return "/".join(Path(path).parts[-2:])
 
 
-def _learned_guidance(teacher: dict | None) -> dict[str, str]:
+def _guidance(backbone: Backbone) -> str:
+    """Return the guidance of a stock call, as its arguments."""
+    off, read = backbone.stock.guidance_code(), backbone.guidance
+    embedded = "" if read is None else f", {code(f'guidance_scale={read:g}')} (for the network)"
+    return f"{code(off) if off else '1.0'} (off){embedded}"
+
+
+def _learned_guidance(teacher: dict | None, backbone: Backbone) -> dict[str, str]:
     """Return a table row for the teacher's guidance in training, if it is known and was used."""
     if not teacher:
         return {}
     scale, second = teacher["guidance"], teacher.get("guidance_2")
     if scale == 1 and second in (None, 1):
         return {}
-    scales = f"{scale:g}" if second is None else f"{scale:g}, low-noise expert {second:g}"
+    argument = "".join(f"{key}={x:g}" for key, x in backbone.stock.guidance(scale).items())
+    first = code(argument) if argument else f"{scale:g}"
+    scales = first if second is None else f"{first}, low-noise expert {second:g}"
     negative = teacher["negative_prompt"]
     away = f", negative prompt {code(negative)}" if negative else ""
     dynamic = " (`use_dynamic_cfg`)" if teacher.get("use_dynamic_cfg") else ""

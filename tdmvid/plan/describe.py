@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from ..backbones.registry import families
 from ..config import RunConfig, global_batch
 from ..data.repetition import prompt_uses
 from ..guard.limits import Prompts, check_settings
@@ -91,23 +92,28 @@ def _networks(plan: Plan) -> Iterator[Row]:
     if config.init:
         there = Path(config.init).is_dir()
         yield "student starts from", config.init + ("" if there else " (does not exist yet)")
-    yield "teacher guidance", _guidance(config)
+    read = families()[plan.pipeline_class].embedded_guidance
+    yield "teacher guidance", _guidance(config, read if model.guidance is None else model.guidance)
     others = [str(k) for k in config.objective.step_set if k != config.grid.calls]
     also = f", also in {', '.join(others)} steps" if others else ""
     yield "student", f"{config.grid.calls} steps, {config.grid.kind} grid{also}"
     yield from _prompts(plan)
 
 
-def _guidance(config: RunConfig) -> str:
+def _guidance(config: RunConfig, read: float | None) -> str:
+    """Return the guidance of the teacher. `read` is the scale that its network reads, if any."""
     cfg, negative = config.objective.cfg, config.prompts.negative
-    embedded = config.model.guidance
+    embedded = "" if read is None else f"scale {read:g}, read by the network"
     if not config.objective.guided:
-        return "none" if embedded is None else f"scale {embedded:g}, read by the network"
+        return embedded or "none"
     cut = negative if len(negative) <= 40 else f"{negative[:37]}..."
     second = config.objective.cfg_2
     pair = f"scale {cfg:g}" + ("" if second is None else f" and {second:g}, one per expert")
-    return f"{pair}{_schedule(config)}; negative prompt: " + (
-        f"prompts.negative={cut!r}" if cut else "empty"
+    also = f"; in addition to {embedded}" * bool(embedded)
+    return (
+        f"{pair}{_schedule(config)}; negative prompt: "
+        + (f"prompts.negative={cut!r}" if cut else "empty")
+        + also
     )
 
 

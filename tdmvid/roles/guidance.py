@@ -40,7 +40,7 @@ def check_guidance(config: RunConfig, family: type[Backbone]) -> None:
     Raises:
         ValueError: It does not support `use_dynamic_cfg`, or its network reads no guidance scale.
     """
-    if config.model.guidance is not None and not family.embeds_guidance:
+    if config.model.guidance is not None and family.embedded_guidance is None:
         raise ValueError(
             f"model.guidance={config.model.guidance:g}: the network of {family.pipeline_class}"
             " reads no guidance scale; omit it, and set objective.cfg"

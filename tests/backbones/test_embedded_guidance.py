@@ -12,6 +12,8 @@ from tdmvid.backbones.qwen_image import QwenImage
 from tdmvid.config import RunConfig, from_dict, load_config
 from tdmvid.diffusion.grid import shifted
 from tdmvid.diffusion.sampler import ddim
+from tdmvid.export.card import _guidance, _learned_guidance
+from tdmvid.plan.describe import _guidance as stated_guidance
 from tdmvid.plan.make import make_plan
 from tdmvid.roles.guidance import check_guidance, guide
 from tdmvid.sampling.student import stock_defaults
@@ -63,6 +65,23 @@ def test_a_student_s_facts_and_its_call_state_the_scale(case):
     stock = case.backbone(guidance=2.5).stock
     assert "guidance_scale=2.5" in stock.arguments_code()
     assert stock.guidance(1.0) == {"true_cfg_scale": 1.0}
+
+
+def test_a_card_has_the_guidance_of_the_stock_call(case, tmp_path):
+    flux, z_image = case.backbone(guidance=2.5), Case("ZImagePipeline", "base", tmp_path).backbone()
+    assert _guidance(flux) == "`true_cfg_scale=1.0` (off), `guidance_scale=2.5` (for the network)"
+    assert _guidance(z_image) == "`guidance_scale=0.0` (off)"
+    teacher = {"guidance": 5.0, "negative_prompt": ""}
+    assert _learned_guidance(teacher, z_image).popitem()[1] == "`guidance_scale=4`"
+
+
+def test_a_plan_states_the_scale_that_the_network_reads():
+    plain, guided = (load_config("flux1_dev_4nfe", [f"objective.cfg={cfg}"]) for cfg in (1, 2))
+    read = "scale 3.5, read by the network"
+    assert stated_guidance(plain, Flux1.embedded_guidance) == read
+    said = stated_guidance(guided, Flux1.embedded_guidance)
+    assert said.startswith("scale 2;") and said.endswith("in addition to " + read)
+    assert stated_guidance(plain, None) == "none"
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -50,16 +51,18 @@ def scored(run):
         (None, None),
         ({"guidance": 1.0}, None),
         ({"guidance": 1.0, "guidance_2": 1.0}, None),
-        ({"guidance": 4.0}, "4"),
-        ({"guidance": 4.0, "guidance_2": 3.0}, "4, low-noise expert 3"),
-        ({"guidance": 1.0, "guidance_2": 3.0}, "1, low-noise expert 3"),
-        ({"guidance": 6.0, "use_dynamic_cfg": True}, "6 (`use_dynamic_cfg`)"),
-        ({"guidance": 6.0, "guidance_interval": [0.2, 0.9]}, "6 at times from 0.2 to 0.9"),
+        ({"guidance": 4.0}, ""),
+        ({"guidance": 4.0, "guidance_2": 3.0}, ", low-noise expert 3"),
+        ({"guidance": 1.0, "guidance_2": 3.0}, ", low-noise expert 3"),
+        ({"guidance": 6.0, "use_dynamic_cfg": True}, " (`use_dynamic_cfg`)"),
+        ({"guidance": 6.0, "guidance_interval": [0.2, 0.9]}, " at times from 0.2 to 0.9"),
     ],
 )
 def test_the_card_states_the_guidance_of_the_training(facts, row):
-    told = _learned_guidance(facts and facts | {"negative_prompt": ""})
-    assert [value.removesuffix(" (1 is noise)") for value in told.values()] == [row] * bool(row)
+    backbone = SimpleNamespace(stock=SimpleNamespace(guidance=lambda cfg: {"guidance_scale": cfg}))
+    told = _learned_guidance(facts and facts | {"negative_prompt": ""}, backbone)
+    expected = [] if row is None else [f"`guidance_scale={facts['guidance']:g}`{row}"]
+    assert [value.removesuffix(" (1 is noise)") for value in told.values()] == expected
 
 
 def test_an_export_states_the_guidance_that_a_stock_call_needs_and_its_interval():
@@ -96,7 +99,7 @@ def test_the_card_tells_what_a_user_and_a_hub_need(scored, base, tmp_path):
     } <= set(head)
     for text in (
         "[999, 749, 499, 249]",
-        "| guidance scale | 1.0 (off) |",
+        "| guidance scale | `guidance_scale=1.0` (off) |",
         "rank 2, alpha 6",
         "9 x 32 x 32, 8 fps",
         "| student | 4 | 95.7 % |",
