@@ -189,7 +189,14 @@ def _choose(args: argparse.Namespace, kind: type, program: str) -> None:
         require_facts(args.lora, {})
     if args.config and (args.lora or args.preflight or getattr(args, "download", False)):
         return
-    from ..scoring.finished_runs import evaluation_of, newest_student, read_student, size_overrides
+    from ..scoring.finished_runs import (
+        IMAGES,
+        evaluation_of,
+        image_overrides,
+        newest_student,
+        read_student,
+        size_overrides,
+    )
 
     newest = ""
     if args.lora:
@@ -202,6 +209,8 @@ def _choose(args: argparse.Namespace, kind: type, program: str) -> None:
         args.config = evaluation_of(student, program)
         if program == "vbench":
             args.set = [*size_overrides(student.size, args.config), *args.set]
+        elif args.config == IMAGES:
+            args.set = [*image_overrides(student), *args.set]
     if os.environ.get("RANK", "0") == "0":
         changed = "".join(f" --set {override}" for override in args.set)
         print(f"scoring {args.lora}{newest}, with --config {args.config}{changed}", flush=True)
@@ -305,6 +314,7 @@ def score_images(args: argparse.Namespace) -> None:
     from ..scoring import image_run
 
     checked = image_run.ready(config)
+    image_run.shots_of(config)  # a preflight names missing prompts too
     if args.preflight:
         print(checked.describe())
     else:

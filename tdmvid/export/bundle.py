@@ -306,6 +306,7 @@ def _teacher(config: dict) -> dict | None:
         **({} if second is None else {"guidance_2": second}),
         **({"use_dynamic_cfg": True} if objective.get("use_dynamic_cfg") else {}),
         **({} if times == WHOLE else {"guidance_interval": times}),
+        **({"shift": shift} if (shift := config.get("log", {}).get("teacher_shift")) else {}),
         "negative_prompt": config.get("prompts", {}).get("negative", ""),
     }
 

@@ -24,6 +24,7 @@ from ..config.ranges import SEED
 from ..data.conditions import Conditions
 from ..data.items import Item
 from ..data.video import write_image, write_video
+from ..diffusion.process import RectifiedFlow
 from ..parallel import launch
 from .sample import Sampler, embed_shots, steps_and_cfg
 from .shots import Shot, noise, plan_shots
@@ -77,7 +78,8 @@ def _wait(device: torch.device) -> None:
 def teacher_of(
     backbone: Backbone, student: Path, *, steps: int | None = None, cfg: float | None = None
 ) -> Sampler:
-    """Return the teacher as its student has learned it: with its guidance and negative prompt.
+    """Return the teacher as its student has learned it: with its guidance, negative prompt and flow
+    shift.
 
     An interval of guidance is left out, because no stock call has it.
 
@@ -94,6 +96,7 @@ def teacher_of(
         steps=long if steps is None else steps,
         cfg=scale,
         negative=learned["negative_prompt"] if scale != 1 else "",
+        shift=learned.get("shift", 0.0) if isinstance(backbone.process, RectifiedFlow) else 0.0,
         cfg_2=learned.get("guidance_2") if cfg is None else None,
         use_dynamic_cfg=learned.get("use_dynamic_cfg", False) and scale != 1,
     )

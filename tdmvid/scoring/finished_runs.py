@@ -146,6 +146,26 @@ def size_overrides(trained: Mapping[str, Any], evaluation: str) -> list[str]:
     ]
 
 
+def image_overrides(student: Student) -> list[str]:
+    """Return `--set` values that compare an image student with its teacher as it has learned it.
+
+    Args:
+        student: A student that is scored with the built-in config of images.
+
+    Returns:
+        Overrides of the size, and of the teacher's guidance and negative prompt, as far as the
+        student states them.
+    """
+    learned = student.facts.get("teacher") or {}
+    sizes = {
+        f"video.{key}": student.size[key] for key in ("height", "width") if key in student.size
+    }
+    guidance = {"teacher.cfg": learned["guidance"]} if "guidance" in learned else {}
+    negative = learned.get("negative_prompt") if learned.get("guidance", 1) != 1 else None
+    wanted = sizes | guidance | ({"teacher.negative": json.dumps(negative)} if negative else {})
+    return [f"{key}={value}" for key, value in wanted.items()]
+
+
 def _model(settings: object) -> tuple[str, str]:
     """Return the name of a model without its owner or folder, and `model.pipeline`."""
     model = settings if isinstance(settings, dict) else {}

@@ -2,8 +2,11 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 from tdmvid.cli.main import main
+from tdmvid.diffusion.process import RectifiedFlow
+from tdmvid.sampling.side_by_side import teacher_of
 from tdmvid.scoring import modes_run
 from tdmvid.scoring.modes_run import SharedShots
 
@@ -25,11 +28,12 @@ def test_a_second_call_with_fewer_seeds_finds_what_a_first_one_finds(student, tm
 
 def test_the_teacher_has_the_guidance_that_the_student_has_learned(tmp_path, monkeypatch):
     (tmp_path / "lora").mkdir()
-    learned = {"guidance": 3.5, "negative_prompt": "blurry", "guidance_2": None}
+    learned = {"guidance": 3.5, "negative_prompt": "blurry", "guidance_2": None, "shift": 8.0}
     facts = {"model": {"path": "shapes"}, "video": {}, "teacher": learned}
     (tmp_path / "lora" / "export.json").write_text(json.dumps(facts))
     drawn = []
-    monkeypatch.setattr(modes_run, "load_for_sampling", lambda *_, **__: None)
+    backbone = SimpleNamespace(process=RectifiedFlow())
+    monkeypatch.setattr(modes_run, "load_for_sampling", lambda *_, **__: backbone)
     monkeypatch.setattr("tdmvid.sampling.side_by_side.stock_defaults", lambda _: (50, 6.0))
     monkeypatch.setattr(modes_run, "sample_videos", lambda *_, sampler, **__: drawn.append(sampler))
     for cfg in (None, 2.0):
@@ -37,3 +41,6 @@ def test_the_teacher_has_the_guidance_that_the_student_has_learned(tmp_path, mon
     of_training, given = drawn[::2]
     assert (of_training.cfg, of_training.negative, of_training.steps) == (3.5, "blurry", 50)
     assert (given.cfg, given.negative) == (2.0, "blurry")
+    assert (of_training.shift, given.shift) == (8.0, 8.0)
+    backbone.process = None  # no flow, so the scheduler has no shift
+    assert teacher_of(backbone, tmp_path / "lora").shift == 0

@@ -7,8 +7,15 @@ import pytest
 from refusals import refused
 
 from tdmvid.cli.main import main
-from tdmvid.config import load_config, to_dict
-from tdmvid.scoring.finished_runs import evaluation_of, newest_student, read_student, size_overrides
+from tdmvid.config import ImageConfig, from_dict, load_config, read_settings, to_dict
+from tdmvid.config.resources import find_evaluation
+from tdmvid.scoring.finished_runs import (
+    evaluation_of,
+    image_overrides,
+    newest_student,
+    read_student,
+    size_overrides,
+)
 
 VIDEO = {"frames": 49, "height": 480, "width": 720, "fps": 8}
 
@@ -47,6 +54,18 @@ def test_with_nothing_to_score_one_line_says_what_to_train_or_name(runs, command
         with refused("runs/", "tdmvid train --config", "--lora", error=SystemExit):
             main(["score", command])
         runs.mkdir(exist_ok=True)
+
+
+def test_an_image_student_is_compared_with_the_teacher_that_it_has_learned(runs):
+    learned = {"guidance": 5.0, "negative_prompt": "a, b=c"}
+    size = {"frames": 1, "height": 1024, "width": 768, "fps": 8}
+    run = finish(runs / "a", 0, video=size, teacher=learned)
+    found = image_overrides(read_student(run / "lora"))
+    config = from_dict(ImageConfig, read_settings(find_evaluation("images"), found))
+    assert (config.video.height, config.video.width) == (1024, 768)
+    assert (config.teacher.cfg, config.teacher.negative) == (5.0, "a, b=c")
+    plain = finish(runs / "b", 0, video={}, teacher={"guidance": 1.0, "negative_prompt": "x"})
+    assert image_overrides(read_student(plain / "lora")) == ["teacher.cfg=1.0"]
 
 
 @pytest.mark.parametrize("name", ["cogvideox5b_4nfe", "cogvideox1.5_5b_4nfe", "wan14b_4nfe"])
