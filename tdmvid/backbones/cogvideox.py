@@ -272,9 +272,9 @@ class Clip:
             net.sample_width,
         ):
             raise ValueError(
-                f"video={size}: the learned position embeddings fit only latents of"
-                f" {(net.sample_height, net.sample_width)}, not {(height, width)}; change"
-                " video.height and video.width"
+                f"video.height={size.height} and video.width={size.width} do not fit this model's"
+                f" learned position embeddings: use video.height={net.sample_height * spatial} and"
+                f" video.width={net.sample_width * spatial}"
             )
         extra = -frames % (net.patch_size_t or 1)
         return cls((frames + extra, net.out_channels, height, width), extra, spatial, temporal)

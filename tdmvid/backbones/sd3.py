@@ -178,8 +178,8 @@ def check_positions(network: SD3Transformer2DModel, folder: Path, size: ClipSize
     largest = net.pos_embed_max_size * net.patch_size * (size.height // height)
     if max(size.height, size.width) > largest:
         raise ValueError(
-            f"video={size}: this model has position embeddings for at most {largest} pixels per"
-            " side; reduce video.height and video.width"
+            f"video.height={size.height} and video.width={size.width}: this model has position"
+            f" embeddings for at most {largest} pixels per side, use at most {largest}"
         )
 
 

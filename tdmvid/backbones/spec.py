@@ -267,7 +267,7 @@ def check_frames(size: ClipSize, temporal: int) -> None:
         ValueError: The number is not 1 above a multiple of `temporal`.
     """
     if (size.frames - 1) % temporal:
-        near = round((size.frames - 1) / temporal) * temporal + 1
+        near = max(1, round((size.frames - 1) / temporal)) * temporal + 1
         raise ValueError(
             f"video.frames={size.frames}: this autoencoder decodes {temporal}n + 1 frames, use"
             f" e.g. {near}"

@@ -18,7 +18,7 @@ from ..data.prompts import read_training_prompts
 from ..distill.grids import build_grids, reference_grid
 from ..distill.trajectories import count_swaps
 from ..parallel.launch import check_sequence
-from ..roles.rules import check_kernel, check_settings, check_teacher
+from ..roles.rules import check_family, check_settings, check_teacher
 from .calls import calls_per_iteration
 from .counts import (
     Calls,
@@ -153,7 +153,7 @@ def _check_grids(config: RunConfig, folder: Path, family: type[Backbone]) -> flo
     """
     process, split = family.spec.read_process(folder), family.spec.read_split(folder)
     boundary = check_teacher(config, split)
-    check_kernel(config, family)
+    check_family(config, family)
     grid, *_ = build_grids(config.grid, process, config.objective.step_set, boundary)
     reference_grid(config, process)
     if config.model.idle_expert == "device":

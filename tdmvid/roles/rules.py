@@ -159,12 +159,17 @@ def check_teacher(config: RunConfig, split: Split | None) -> float:
     return split.time if split else 0.0
 
 
-def check_kernel(config: RunConfig, family: type[Backbone]) -> None:
-    """Check that a family supports the attention kernel.
+def check_family(config: RunConfig, family: type[Backbone]) -> None:
+    """Check that a family supports the attention kernel, and has frames to learn.
 
     Raises:
         ValueError: It does not.
     """
+    if family.takes_images and config.video.frames == 1:
+        raise ValueError(
+            f"video.frames=1: {family.pipeline_class} is given the first frame, so nothing is left"
+            " to learn: use more frames"
+        )
     known = ("auto", *family.kernels)
     if config.model.attention not in known:
         raise ValueError(

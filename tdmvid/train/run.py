@@ -36,7 +36,7 @@ from ..roles.build import GENERATORS, build_engines, build_role, empty_base
 from ..roles.experts import backend_of
 from ..roles.guidance import guide
 from ..roles.rounding import Rounding, quantize_base
-from ..roles.rules import check_kernel, check_settings, check_teacher
+from ..roles.rules import check_family, check_settings, check_teacher
 from .endings import TrainingStopped, stop_reason
 from .preflight import check_machine
 from .prepare import digest, prepare_embeddings, prepare_latents
@@ -213,7 +213,7 @@ def _check(
     check_machine(config, world)
     folder, family = find_family(config.model, weights=False)
     boundary = check_teacher(config, family.spec.read_split(folder))
-    check_kernel(config, family)
+    check_family(config, family)
     grids = _grids(config, family.spec.read_process(folder), boundary)
     items, shown = read_run_items(config, takes_images=family.takes_images)
     if reason := stop_reason(config, Prompts(len(items), world.data_size)):

@@ -7,13 +7,21 @@ from refusals import refused
 
 from tdmvid.backbones.registry import families
 from tdmvid.config import load_config
-from tdmvid.roles.rules import check_kernel
+from tdmvid.roles.rules import check_family
 
 
 @pytest.mark.parametrize("kernel", ["auto", "sdpa", "cudnn"])
 def test_a_kernel_of_the_family_is_taken(kernel):
     config = load_config("shapes_4nfe", [f"model.attention={kernel}"])
-    check_kernel(config, SimpleNamespace(kernels=("sdpa", "cudnn"), pipeline_class="Any"))
+    family = SimpleNamespace(kernels=("sdpa", "cudnn"), pipeline_class="Any", takes_images=False)
+    check_family(config, family)
+
+
+def test_a_single_frame_that_is_given_is_refused():
+    config = load_config("shapes_4nfe", ["video.frames=1", "model.attention=auto"])
+    with refused("video.frames=1", "WanImageToVideoPipeline", "more frames"):
+        check_family(config, families()["WanImageToVideoPipeline"])
+    check_family(config, families()["WanPipeline"])
 
 
 @pytest.mark.parametrize("name", sorted(families()))
@@ -23,4 +31,4 @@ def test_a_kernel_that_a_family_lacks_is_refused_with_those_it_has(name):
     for kernel in sorted(lacking):
         config = load_config("shapes_4nfe", [f"model.attention={kernel}"])
         with refused(f"model.attention='{kernel}'", name, "'auto'", *map(repr, family.kernels)):
-            check_kernel(config, family)
+            check_family(config, family)
