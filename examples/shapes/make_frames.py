@@ -14,6 +14,7 @@ import torch
 from tqdm import tqdm
 
 from tdmvid.cli.leave import Parser, run_program
+from tdmvid.config import check_options
 from tdmvid.data.files import write_text
 from tdmvid.data.items import MANIFEST
 from tdmvid.data.video import write_image
@@ -29,6 +30,7 @@ def main() -> None:
         "--limit", type=int, default=0, help="lines of the prompt list to use; 0 (default) uses all"
     )
     args = parser.parse_args()
+    check_options(vars(args))
     generator = torch.Generator().manual_seed(args.seed)
     lines = PROMPTS.read_text(encoding="utf-8").splitlines()
     captions, entries = dict.fromkeys(lines[: args.limit or None]), []

@@ -23,6 +23,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from tdmvid.cli.leave import Parser, run_program
+from tdmvid.config import check_number
+from tdmvid.config.ranges import MILLION, Range
 from tdmvid.shapes import TEACHER, world
 
 from . import night, text
@@ -132,6 +134,7 @@ def main() -> None:
     )
     parser.add_argument("--seed", type=int, default=Recipe.seed, help="seed of data and noise")
     args = parser.parse_args()
+    check_number("--iterations", args.iterations, Range(1, MILLION, "iterations"))
     train(args.out, Recipe(iterations=args.iterations, seed=args.seed))
 
 

@@ -19,7 +19,9 @@ import torch
 from diffusers import AutoencoderKLCogVideoX, CogVideoXPipeline
 
 from tdmvid.cli.leave import Parser, run_program
+from tdmvid.config import check_number
 from tdmvid.config.embedded import image_folder
+from tdmvid.config.ranges import MILLION, Range
 from tdmvid.shapes import TEACHER
 
 from . import quality, text, train_image, train_judge, train_transformer, vae
@@ -157,6 +159,10 @@ def main() -> None:
         help="CPU threads; results depend on them",
     )
     args = parser.parse_args()
+    for name in ("iterations", "image_iterations"):
+        option = f"--{name.replace('_', '-')}"
+        check_number(option, getattr(args, name), Range(1, MILLION, "iterations"))
+    check_number("--threads", args.threads, Range(1, 1024, "threads"))
     torch.set_num_threads(args.threads)
     args.work.mkdir(parents=True, exist_ok=True)
     actions = {

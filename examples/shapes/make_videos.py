@@ -14,6 +14,7 @@ import torch
 from tqdm import tqdm
 
 from tdmvid.cli.leave import Parser, run_program
+from tdmvid.config import check_options
 from tdmvid.data.video import write_video
 from tdmvid.shapes import world
 
@@ -41,6 +42,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the videos")
     parser.add_argument("--seed", type=int, default=0, help="seed of captions and videos")
     args = parser.parse_args()
+    check_options(vars(args))
     write_videos(args.out, args.count, seed=args.seed)
 
 

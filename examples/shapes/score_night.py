@@ -23,6 +23,7 @@ from torch import Tensor
 
 from tdmvid.adapters.bundle import FACTS, read_facts
 from tdmvid.cli.leave import Parser, run_program
+from tdmvid.config import check_options
 from tdmvid.export.load import load_pipeline
 from tdmvid.shapes import TEACHER, metrics
 from tdmvid.shapes.judge import Judge, attributes, features, load_judge
@@ -132,6 +133,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=4, help="videos per caption")
     parser.add_argument("--seed", type=int, default=0, help="seed of captions and noise")
     args = parser.parse_args()
+    check_options(vars(args))
     args.out.mkdir(parents=True, exist_ok=True)
     judge, things = load_judge(), evaluation_set(args.captions, args.seeds, args.seed)
     scores, rows = {}, []

@@ -24,6 +24,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from tdmvid.cli.leave import Parser, run_program
+from tdmvid.config import check_number
+from tdmvid.config.ranges import MILLION, Range
 from tdmvid.shapes import TEACHER, layout, world
 from tdmvid.shapes.judge import MASK_WIDTH, Judge, attributes, features
 
@@ -215,6 +217,7 @@ def main() -> None:
         "--out", type=Path, default=Path("build/second_judge.safetensors"), help="file to write"
     )
     args = parser.parse_args()
+    check_number("--iterations", args.iterations, Range(1, MILLION, "iterations"))
     judge = train(args.out.with_suffix(".training"), seed=args.seed, iterations=args.iterations)
     save_file({name: value.contiguous() for name, value in judge.state_dict().items()}, args.out)
     said = ", ".join(f"{k} {v:.1%}" for k, v in agreement(judge, count=512).items())

@@ -241,8 +241,9 @@ def find_lora(path: Path, files: LoraFiles) -> Path:
     """
     if path.is_file():
         return path
-    if path.suffix in SUFFIXES and not path.is_dir():
-        raise FileNotFoundError(f"{path}: no such LoRA file, check the path")
+    if not path.exists():
+        kind = "LoRA file" if path.suffix in SUFFIXES else "LoRA file or folder"
+        raise FileNotFoundError(f"{path}: no such {kind}, check the path")
     usual = [files.file, *(PEFT_FILE + suffix for suffix in SUFFIXES), "pytorch_lora_weights.bin"]
     for name in usual:
         if (path / name).is_file():
@@ -262,7 +263,11 @@ def find_lora(path: Path, files: LoraFiles) -> Path:
         )
     raise ValueError(
         f"{path} has no {files.file}: use"
-        + (f" the LoRA file in it ({others})" if others else " the lora/ folder of a finished run")
+        + (
+            f" the LoRA file in it ({others})"
+            if others
+            else " a LoRA file, or a folder with one, such as the lora/ folder of a finished run"
+        )
     )
 
 

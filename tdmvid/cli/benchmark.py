@@ -54,10 +54,12 @@ def run(args: argparse.Namespace) -> None:
         ValueError: If the size does not fit the benchmark, or an option is invalid.
     """
     from ..parallel import launch
-    from ..sampling.sample import sample_videos
+    from ..sampling.sample import check_sampler, sample_videos
     from ..sampling.student import load_for_sampling
     from ..scoring.benchmark_layouts import layout
 
+    sampler = sampler_of(args)
+    check_sampler(sampler)
     wanted = layout(args.benchmark, args.prompts, seeds=args.seeds)
     shots = wanted.shots[: args.limit or None]
     # Ranks wait for the last file of the slowest rank.
@@ -70,7 +72,7 @@ def run(args: argparse.Namespace) -> None:
         args.out,
         shots,
         backbone=backbone,
-        sampler=sampler_of(args),
+        sampler=sampler,
         world=world,
         batch=args.batch,
         cache=args.cache,

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 
 from ..config.paths import expand_home, home_path
 from .given import refuse_ignored
-from .options import add_base_files, refuse_fps_of_images, refuse_images
+from .options import DECODING, add_base_files, add_decoding, refuse_fps_of_images, refuse_images
 
 if TYPE_CHECKING:
     from ..backbones.base import Backbone
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 OTHERS = {
     "run": (
         *("model", "revision", "variant", "pipeline", "base_dtype", "size", "fps"),
-        *("timesteps", "steps", "scale"),
+        *("timesteps", "steps", "scale", *DECODING),
     ),
     "published": ("rank", "checkpoint", "weights", "average_with"),
     "network": ("scale", "fuse", "checkpoint", "weights", "average_with"),
@@ -154,6 +154,7 @@ def _add_push(parser: argparse.ArgumentParser) -> None:
 def _add_base(base: argparse._ArgumentGroup) -> None:
     base.add_argument("--model", type=expand_home, help="the base: a diffusers folder or hub id")
     add_base_files(base)
+    add_decoding(base)
     base.add_argument(
         "--base-dtype",
         choices=["float32", "bfloat16", "float16"],
@@ -257,7 +258,7 @@ def _export(args: argparse.Namespace, out: Path | None) -> dict:
         args.hub_base,
     )
     if not out:
-        raise ValueError("out is not given: name the folder to write")
+        raise ValueError("--out is missing: name the folder to write")
     if args.run:
         return export_run(
             out,
@@ -269,7 +270,7 @@ def _export(args: argparse.Namespace, out: Path | None) -> dict:
         )
     if bool(args.timesteps) == bool(args.steps):
         raise ValueError(
-            "timesteps or steps: give one of the two, the times that the student was trained on"
+            "give either --timesteps or --steps: the times that the student was trained on"
         )
     refuse_fps_of_images(args, None)
     listed = _timesteps(args.timesteps)
@@ -277,12 +278,23 @@ def _export(args: argparse.Namespace, out: Path | None) -> dict:
         raise ValueError(
             "--prompt is missing: give at least one prompt, on whose samples the export is checked"
         )
+    _check_source(args)
     backbone = _load_base(args)
     refuse_images(args, ["image"], backbone)
     grid = _build_grid(listed, args.steps, backbone)
     if args.published:
         return export_published(out, args.published, backbone, grid, request, scale=args.scale)
     return export_tuned(out, args.network, backbone, grid, request)
+
+
+def _check_source(args: argparse.Namespace) -> None:
+    """Check the files to export before the base is loaded, which can be a long download."""
+    if args.published and not args.published.exists():
+        raise ValueError(f"--published {args.published}: no such file or folder: check the path")
+    if args.network:
+        from ..export.sources import check_network_folder
+
+        check_network_folder(args.network)
 
 
 def _load_base(args: argparse.Namespace) -> Backbone:
@@ -298,6 +310,8 @@ def _load_base(args: argparse.Namespace) -> Backbone:
         dtype=args.base_dtype,
         size=args.size,
         fps=args.fps,
+        guidance=args.guidance,
+        tiling=args.tiling,
     )
 
 
@@ -317,5 +331,5 @@ def _timesteps(text: str | None) -> tuple[float, ...]:
         return tuple(float(step) for step in text.split(",")) if text else ()
     except ValueError:
         raise ValueError(
-            f"timesteps={text!r}: numbers with commas between, e.g. 999,856,665,399"
+            f"--timesteps {text!r}: use numbers with commas between, e.g. 999,856,665,399"
         ) from None

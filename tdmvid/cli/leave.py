@@ -76,7 +76,8 @@ def explain(error: Exception) -> str:
     """Return the line that a user reads."""
     if out_of_memory(error):
         return (
-            f"out of memory ({reason(error)}): use a smaller batch or size, or see `tdmvid plan`"
+            f"out of memory ({reason(error)}): use a smaller batch or size, tiles (--tiling,"
+            " model.tiling), or see `tdmvid plan`"
             " for what a run needs"
         )
     if isinstance(error, ValueError) and not raised_by_library(error):

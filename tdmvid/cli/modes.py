@@ -61,13 +61,10 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         ValueError: If folders are of different kinds, too few, or an option is invalid.
     """
-    from ..config import check_number
-    from ..config.ranges import OPTIONS
     from ..sampling.shots import plan_shots
     from ..sampling.student import find_size
     from ..scoring import modes, modes_run
 
-    check_number("neighbours", args.neighbours, OPTIONS["steps"])
     students = [folder for folder in args.folders if modes_run.is_student(folder)]
     folders, names = args.folders, [str(folder) for folder in args.folders]
     shots: list[Shot] = []
@@ -100,11 +97,6 @@ def run(args: argparse.Namespace) -> None:
 
 def _check_seeds(args: argparse.Namespace) -> None:
     """Check the numbers of samples before the base is loaded."""
-    from ..config import check_number
-    from ..config.ranges import OPTIONS
-
-    check_number("count", args.count, OPTIONS["steps"])
-    check_number("batch", args.batch, OPTIONS["batch"])
     if args.count <= args.neighbours:
         raise ValueError(
             f"--neighbours={args.neighbours} needs more seeds per prompt than --count={args.count}:"

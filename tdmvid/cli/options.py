@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from ..sampling.sample import Sampler
 
 VERBOSE_OPTION = "--verbose"
+DECODING = ("guidance", "tiling")
+"""Options of `add_decoding`."""
 STUDENT = "lora/ or student/ folder of a run, or an exported folder"
 
 
@@ -122,6 +124,25 @@ def add_base_files(parser: argparse._ActionsContainer) -> None:
     )
 
 
+def add_decoding(parser: argparse._ActionsContainer) -> None:
+    """Add the options of a base that change how it computes, to a parser or group.
+
+    Without them, those that the student names are used, or the model's own.
+    """
+    parser.add_argument(
+        "--guidance",
+        type=float,
+        help="guidance scale that the network of FLUX.1 reads (default: that of the student, or"
+        " 3.5)",
+    )
+    parser.add_argument(
+        "--tiling",
+        action=argparse.BooleanOptionalAction,
+        help="decode in overlapping tiles, which needs less memory (default: as the student, or"
+        " not)",
+    )
+
+
 def add_sampler(parser: argparse.ArgumentParser) -> None:
     """Add the options of sampling to a parser: model, size, and sampler; see tdmvid/sampling/."""
     parser.add_argument("--lora", type=Path, help=f"{STUDENT}; without it, the teacher is sampled")
@@ -155,6 +176,7 @@ def add_sampler(parser: argparse.ArgumentParser) -> None:
         help="use the student of a run with several K that is conditioned on K, with any --steps",
     )
     _add_guidance(parser)
+    add_decoding(parser)
     parser.add_argument("--batch", type=int, default=1, help="samples per batch on each rank")
     parser.add_argument(
         "--cache",
@@ -169,7 +191,8 @@ def _add_guidance(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cfg",
         type=float,
-        help="guidance scale (default: 1, off, for a student; that of the pipeline for a teacher)",
+        help="classifier-free guidance scale, 1 is off (default: 1 for a student, that of the"
+        " pipeline for a teacher); FLUX.1's true_cfg_scale, Z-Image's guidance_scale plus 1",
     )
     parser.add_argument(
         "--cfg-2", type=float, help="guidance scale of a teacher's second expert (default: --cfg)"
@@ -195,7 +218,7 @@ def base_of(args: argparse.Namespace) -> dict:
     Raises:
         ValueError: If an option is invalid, or has no effect.
     """
-    names = ("model", "revision", "variant", "pipeline", "dtype", "size", "fps")
+    names = ("model", "revision", "variant", "pipeline", "dtype", "size", "fps", *DECODING)
     student = student_of(args)
     if student is not None:
         _require_base(args, student)

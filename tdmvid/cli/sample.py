@@ -87,11 +87,12 @@ def run(args: argparse.Namespace) -> None:
     """
     from ..parallel import launch
     from ..sampling.manifest import check_names, count_others
-    from ..sampling.sample import sample_videos
+    from ..sampling.sample import check_sampler, sample_videos
     from ..sampling.shots import plan_shots, read_seeds
     from ..sampling.student import load_for_sampling
 
-    seeds = read_seeds(args.seeds)
+    seeds, sampler = read_seeds(args.seeds), sampler_of(args)
+    check_sampler(sampler)
     _check_files(args)
     # Ranks wait for the last video of the slowest rank.
     world = launch.start("auto", timeout_minutes=24 * 60)
@@ -106,7 +107,7 @@ def run(args: argparse.Namespace) -> None:
         args.out,
         shots,
         backbone=backbone,
-        sampler=sampler_of(args),
+        sampler=sampler,
         world=world,
         batch=args.batch,
         cache=args.cache,

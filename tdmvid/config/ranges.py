@@ -171,6 +171,10 @@ OPTIONS: dict[str, Range] = {
     "seconds": Range(0, MILLION, "seconds per iteration", open="low"),
     "device_memory": Range(0, MILLION, "GiB; 0 skips the check"),
     "repeats": Range(1, MILLION, "calls"),
+    "guidance": SETTINGS["model.guidance"],
+    "teacher_steps": STEPS,
+    "count": Range(1, MILLION, "samples"),
+    "neighbours": Range(1, 1000, "neighbours"),
     "captions": Range(1, MILLION, "captions"),
     "reference": Range(1, MILLION, "videos"),
 }

@@ -9,7 +9,7 @@ from ..backbones.experts import Experts
 from ..data.files import short
 from ..data.items import Item, pair_items
 from .base_name import check_hub_base
-from .consumers import check_formats
+from .consumers import check_formats, check_known
 
 DTYPES = ("float32", "float16", "bfloat16")
 
@@ -40,6 +40,7 @@ class ExportRequest:
     def __post_init__(self):
         if self.hub_base:
             check_hub_base(self.hub_base)
+        check_known(self.formats)
         plain = not self.rank and self.formats == ("diffusers",)
         rules = (
             (

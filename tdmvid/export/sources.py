@@ -175,6 +175,22 @@ def export_published(
     return read_facts(out)
 
 
+def check_network_folder(folder: Path) -> None:
+    """Check that a folder holds a diffusers model.
+
+    Args:
+        folder: The fine-tuned network.
+
+    Raises:
+        ValueError: It does not.
+    """
+    if not (folder / "config.json").is_file():
+        raise ValueError(
+            f"--network {str(folder)!r} is not a diffusers model folder (no config.json): for a"
+            " full fine-tune of a run, use its student/ folder"
+        )
+
+
 def export_tuned(
     out: Path, folder: Path, backbone: Backbone, grid: TimeGrid, request: ExportRequest
 ) -> dict:
@@ -196,15 +212,11 @@ def export_tuned(
         ValueError: The folder is not a network of this base, or the request does not suit it.
         RuntimeError: The export differs from the student by more than the tolerance.
     """
-    if not (folder / "config.json").is_file():
-        raise ValueError(
-            f"network={str(folder)!r} is not a diffusers model folder (no config.json): for a full"
-            " fine-tune of a run, use its student/ folder"
-        )
+    check_network_folder(folder)
     if isinstance(backbone.network, Experts):
         raise ValueError(
-            f"network={str(folder)!r} is one network, but the model has two experts: only LoRAs of"
-            " both are exported (--run or --published)"
+            f"--network {str(folder)!r} is one network, but the model has two experts: only LoRAs"
+            " of both are exported (--run or --published)"
         )
     check_request(request, backbone, adapted=bool(request.rank))
     check_grid(list_timesteps(backbone, grid), folder)

@@ -40,7 +40,7 @@ def claim_folder(out: Path, settings: dict, shots: list[Shot]) -> set[str]:
             seed or image.
     """
     path = out / SETTINGS
-    if path.is_file():
+    if path.is_file() and read_manifest(out):
         there = read_object(path)
         for key in (there.keys() | settings.keys()) - {"student"}:
             if there.get(key) != settings.get(key):

@@ -206,11 +206,18 @@ def find_untrained(backbone: Backbone, student: Path, steps: int, cfg: float) ->
     return found
 
 
-def _settings(backbone: Backbone, sampler: Sampler) -> dict:
-    """Return the settings that all videos of a folder share, as stored in sampling.json."""
-    steps, cfg = steps_and_cfg(backbone, sampler)
-    check_guidance(backbone, sampler.guidance)
-    folder = sampler.student
+def check_sampler(sampler: Sampler, cfg: float | None = None) -> None:
+    """Check settings that have no effect together. This needs no model.
+
+    Args:
+        sampler: What to sample with.
+        cfg: Guidance scale; None uses the sampler's, or 1 for a student.
+
+    Raises:
+        ValueError: A setting has no effect.
+    """
+    if cfg is None:
+        cfg = 1.0 if sampler.cfg is None and sampler.student else sampler.cfg
     if sampler.negative and cfg == 1:
         raise ValueError(
             "the negative prompt has no effect without guidance (cfg=1): omit it, or set a guidance"
@@ -221,11 +228,21 @@ def _settings(backbone: Backbone, sampler: Sampler) -> dict:
             f"cfg_2={sampler.cfg_2:g} has no effect with cfg=1, which turns guidance off for both"
             " experts: omit it, or set cfg"
         )
-    if sampler.shift and folder:
+    if sampler.shift and sampler.student:
         raise ValueError(
             f"shift={sampler.shift:g} has no effect on a student, whose scheduler has the times it"
             " was trained with: omit it"
         )
+
+
+def _settings(backbone: Backbone, sampler: Sampler) -> dict:
+    """Return the settings that all videos of a folder share, as stored in sampling.json."""
+    steps, cfg = steps_and_cfg(backbone, sampler)
+    check_guidance(backbone, sampler.guidance)
+    check_sampler(sampler, cfg)
+    folder = sampler.student
+    if sampler.shift:  # refused before the folder is claimed
+        set_flow_shift(use_student(backbone, None), sampler.shift)
     untrained = find_untrained(backbone, folder, steps, cfg) if folder else []
     return {
         **({"untrained": untrained} if untrained else {}),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+import torch
 
 from ..adapters.bundle import ADAPTER_FILES, FACTS, TEXT_PARTS, check_scheduler, read_facts
 from ..adapters.load import load_student
@@ -16,6 +17,7 @@ from ..adapters.lora import shared_copy
 from ..adapters.teacher import load_teacher
 from ..backbones.base import Backbone
 from ..backbones.dtype import torch_dtype
+from ..backbones.registry import find_family
 from ..config import ClipSize, ModelConfig, from_dict, short
 from ..config.resources import find_embedded_size
 from ..config.rules import shown
@@ -137,6 +139,8 @@ def load_for_sampling(
     dtype: str | None = None,
     size: str | None = None,
     fps: int | None = None,
+    guidance: float | None = None,
+    tiling: bool | None = None,
     setting: str = "--model",
 ) -> Backbone:
     """Load the base of a student as its export.json describes it, or a given model.
@@ -153,11 +157,13 @@ def load_for_sampling(
         dtype: Dtype of the weights.
         size: Frames x height x width, e.g. "49x480x720".
         fps: Frames per second of written videos.
+        guidance: Guidance scale that the network reads (FLUX.1).
+        tiling: Whether to decode in tiles.
         setting: What sets `model`, for messages.
 
     Raises:
         ValueError: Neither student nor arguments give a required value, or a LoRA of the base
-            differs from that used in training.
+            differs from that used in training; or the model cannot have the size or guidance.
     """
     facts = read_facts(student) if student is not None else {}
     known = {"dtype": "bfloat16" if world.device.type == "cuda" else "float32"} | facts.get(
@@ -167,6 +173,8 @@ def load_for_sampling(
         known |= {"path": model, "revision": None, "variant": None}
     given = {"revision": revision, "variant": variant, "pipeline": pipeline, "dtype": dtype}
     known |= {key: value for key, value in given.items() if value}
+    computing = {"guidance": guidance, "tiling": tiling}
+    known |= {key: value for key, value in computing.items() if value is not None}
     if not known.get("path"):
         raise ValueError(
             f"{setting} is missing: give a diffusers folder or a hub id, or a student that names"
@@ -174,7 +182,20 @@ def load_for_sampling(
         )
     clip = ClipSize(**(find_size(student, size, known["path"]) | ({"fps": fps} if fps else {})))
     config, trained = from_dict(ModelConfig, known, "model"), facts.get(ADAPTER_FILES)
+    _check_base(config, clip)
     return load_teacher(config, clip, device=world.device, trained=trained)
+
+
+def _check_base(config: ModelConfig, size: ClipSize) -> None:
+    """Check what needs no weights, before a long download: size and guidance."""
+    folder, family = find_family(config, weights=False)
+    if config.guidance is not None and family.embedded_guidance is None:
+        raise ValueError(
+            f"--guidance={config.guidance:g}: the network of {family.pipeline_class} reads no"
+            " guidance scale: omit it, or use --cfg"
+        )
+    with torch.device("meta"):
+        family.spec.tokens(family.spec.empty_network(folder), folder, size)
 
 
 def find_size(student: Path | None, size: str | None, model: str | None) -> dict[str, int]:

@@ -49,7 +49,7 @@ def test_a_run_whose_export_fails_its_check_leaves_all_else_and_a_wider_toleranc
 
 
 def test_a_folder_without_a_network_is_called_so(base, tmp_path):
-    with refused(f"network='{tmp_path}'", "config.json"):
+    with refused(f"--network '{tmp_path}'", "config.json"):
         export_tuned(
             tmp_path / "out",
             tmp_path,
@@ -174,6 +174,14 @@ def test_what_an_export_would_refuse_at_its_end_is_refused_before_the_base_is_lo
     words += ["--steps", "4"]
     with refused("--prompt is missing", error=SystemExit):
         main([*words, "--out", str(tmp_path / "out")])
+    asked = [*words, "--prompt", "a", "--out", str(tmp_path / "out")]
+    with refused("--published x.safetensors", "no such file", error=SystemExit):
+        main(asked)
+    with refused("format 'gguf'", "comfyui", error=SystemExit):
+        main([*asked, "--format", "gguf"])
+    of_network = ["--network", "nothing", *asked[3:]]
+    with refused("--network 'nothing'", "config.json", error=SystemExit):
+        main(["export", *of_network])
     (tmp_path / "notes.txt").touch()
     with refused(tmp_path, "is not an export", error=SystemExit):
         main([*words, "--prompt", "a", "--out", str(tmp_path)])

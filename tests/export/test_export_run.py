@@ -268,7 +268,7 @@ def test_the_program_exports_and_says_how_well(run, tiny_cogvideox, tmp_path, mo
         == "TrajectoryScheduler"
     )
     for wrong, *facts in (
-        (["--timesteps", "x"], "timesteps='x'"),
+        (["--timesteps", "x"], "--timesteps 'x'"),
         ([], "timesteps", "steps"),
         (["--steps", "4", "--format", "gguf"], "'gguf'"),
     ):

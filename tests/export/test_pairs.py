@@ -108,5 +108,5 @@ def test_a_pair_of_one_file_is_refused_with_the_names_to_use(student, published,
 def test_a_fine_tuned_network_is_not_half_of_a_pair(student, tmp_path):
     (tmp_path / "config.json").write_text("{}")
     base = load_backbone(student.backbone.config, student.backbone.size)
-    with refused(f"network='{tmp_path}'", "two experts"):
+    with refused(f"--network '{tmp_path}'", "two experts"):
         export_tuned(tmp_path / "out", tmp_path, base, student.grid, ExportRequest(rank=4))

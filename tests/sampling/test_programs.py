@@ -76,6 +76,30 @@ def test_latency_times_the_teacher_with_the_guidance_that_its_student_learned(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "options, facts",
+    [
+        (["--negative", "bad", "--cfg", "1"], ["negative", "cfg=1"]),
+        (["--cfg-2", "3", "--cfg", "1"], ["cfg_2=3", "cfg=1"]),
+        (["--size", "49x480x721"], ["video.width=721"]),
+        (["--guidance", "3"], ["--guidance=3", "CogVideoXPipeline"]),
+    ],
+    ids=lambda value: value[0],
+)
+def test_a_wrong_option_is_refused_before_a_teacher_is_downloaded(
+    options, facts, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(
+        "tdmvid.sampling.student.load_teacher", lambda *_, **__: pytest.fail("loads")
+    )
+    (tmp_path / "p.txt").write_text("a red square\n")
+    words = ["sample", "--model", "THUDM/CogVideoX-2b", "--prompts", str(tmp_path / "p.txt")]
+    size = [] if "--size" in options else ["--size", "49x480x720"]
+    with refused("error", *facts, error=SystemExit):
+        main([*words, *size, *options, "--out", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_benchmark_of_videos_is_sampled_for_its_scorer(student, tmp_path, capsys):
     prompts, out = tmp_path / "prompts", tmp_path / "out"
     prompts.mkdir()

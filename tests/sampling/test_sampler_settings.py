@@ -38,9 +38,24 @@ def test_another_setting_in_the_same_folder_is_refused(make, change, facts):
 def test_a_folder_keeps_a_setting_that_a_later_call_leaves_out(tmp_path):
     settings = {"video": {"frames": 1, "height": 8, "width": 8}, "cfg": 4.0}
     claim_folder(tmp_path, settings | {"cfg_2": 3.0, "student": "a"}, [])
+    (tmp_path / "manifest.jsonl").write_text('{"file": "a.mp4"}\n')
     claim_folder(tmp_path, settings | {"cfg_2": 3.0, "student": "b"}, [])
     with refused("cfg_2=3.0", "None", "--out"):
         claim_folder(tmp_path, settings, [])
+
+
+def test_a_folder_without_a_sample_takes_other_settings(tmp_path):
+    """As after an error while prompts were embedded."""
+    settings = {"video": {"frames": 1, "height": 8, "width": 8}}
+    claim_folder(tmp_path, settings | {"cfg": 4.0}, [])
+    claim_folder(tmp_path, settings | {"cfg": 5.0}, [])
+
+
+def test_a_shift_that_a_model_cannot_have_is_refused_before_the_folder_is_claimed(make, tmp_path):
+    with refused("shift=3", "omit it"):
+        make("out", sampler=Sampler(steps=2, shift=3.0))
+    assert not (tmp_path / "out").exists()
+    make("out", PROMPTS[:1], (0,))
 
 
 def test_guidance_of_the_second_expert_is_refused_where_guidance_is_off(monkeypatch):

@@ -137,12 +137,42 @@ def test_options_replace_the_facts_of_a_student(student, backbone, tmp_path):
     assert len(list((tmp_path / "o").glob("*.mp4"))) == 1
 
 
+@pytest.mark.parametrize(
+    "given, facts",
+    [
+        ({"size": "10x64x64"}, ("video.frames=10",)),
+        ({"size": "9x64x60"}, ("video.width=60",)),
+        ({"guidance": 3.0}, ("--guidance=3", "CogVideoXPipeline", "--cfg")),
+    ],
+    ids=str,
+)
+def test_what_a_model_cannot_have_is_refused_before_its_weights_are_loaded(
+    monkeypatch, given, facts
+):
+    monkeypatch.setattr(
+        "tdmvid.sampling.student.load_teacher", lambda *_, **__: pytest.fail("loads")
+    )
+    with refused(*facts):
+        load_for_sampling(ONE, model="shapes", **given)
+
+
+def test_tiling_may_be_chosen_for_sampling_alone(monkeypatch):
+    loaded = []
+    monkeypatch.setattr(
+        "tdmvid.sampling.student.load_teacher", lambda config, *_, **__: loaded.append(config)
+    )
+    for tiling in (None, True, False):
+        load_for_sampling(ONE, model="shapes", tiling=tiling)
+    assert [config.tiling for config in loaded] == [False, True, False]
+
+
 def test_a_copy_of_the_base_keeps_the_pipeline_of_the_student(tmp_path, monkeypatch):
     """The model_index.json of TI2V names the pipeline without images."""
     facts = {"path": "owner/base", "pipeline": "WanImageToVideoPipeline", "revision": "0a"}
     video = {"frames": 9, "height": 32, "width": 32, "fps": 8}
     (tmp_path / "export.json").write_text(json.dumps({"model": facts, "video": video}))
     loaded = []
+    monkeypatch.setattr("tdmvid.sampling.student._check_base", lambda *_: None)
     monkeypatch.setattr(
         "tdmvid.sampling.student.load_teacher", lambda config, *_, **__: loaded.append(config)
     )

@@ -1,5 +1,5 @@
 """Programs other than diffusers that load a student's LoRA, one file per program."""
 
-from .base import Consumer, check_formats, consumers, register
+from .base import Consumer, check_formats, check_known, consumers, register
 
-__all__ = ["Consumer", "check_formats", "consumers", "register"]
+__all__ = ["Consumer", "check_formats", "check_known", "consumers", "register"]

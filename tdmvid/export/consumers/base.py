@@ -56,6 +56,21 @@ def consumers() -> dict[str, Consumer]:
     return _REGISTRY
 
 
+def check_known(formats: tuple[str, ...]) -> None:
+    """Check that each format exists.
+
+    Args:
+        formats: "diffusers" or names of consumers.
+
+    Raises:
+        ValueError: One does not; the message lists all.
+    """
+    known = ("diffusers", *consumers()) if set(formats) - {"diffusers"} else formats
+    for name in formats:
+        if name not in known:
+            raise ValueError(f"format {name!r} is unknown: choose from {', '.join(known)}")
+
+
 def check_formats(formats: tuple[str, ...], backbone: Backbone) -> None:
     """Check that each format exists and supports the backbone's family.
 
@@ -68,13 +83,10 @@ def check_formats(formats: tuple[str, ...], backbone: Backbone) -> None:
     """
     if set(formats) <= {"diffusers"}:
         return
+    check_known(formats)
     found = consumers()
     known = [name for name, it in found.items() if backbone.pipeline_class in it.layout.stems]
     for name in formats:
-        if name != "diffusers" and name not in found:
-            raise ValueError(
-                f"format {name!r} is unknown: choose from {', '.join(('diffusers', *found))}"
-            )
         if name != "diffusers" and name not in known:
             raise ValueError(
                 f"format {name!r} does not support {backbone.pipeline_class}: choose from"
