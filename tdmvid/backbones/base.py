@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -26,6 +25,7 @@ from .experts import Experts
 from .lora_files import LoraFiles
 from .spec import FamilySpec
 from .stock import StockPipeline
+from .taps import Tap
 from .text_limit import CutPrompts
 
 PIXELS_AT_ONCE = 2**18
@@ -42,16 +42,6 @@ JOINT_ATTENTION = (
     "to_add_out",
 )
 """Attention projections of blocks that attend over image and text tokens together."""
-
-
-@dataclass(frozen=True)
-class Tap:
-    """A block whose output is used as features: [B, tokens, width] or [B, width, H, W]."""
-
-    block: nn.Module
-    width: int
-    index: int = 0
-    """Index of the output to use if the block returns several."""
 
 
 class TokenSharing(Protocol):
@@ -387,21 +377,3 @@ class Backbone(ABC):
     @abstractmethod
     def student_scheduler(self, grid: TimeGrid) -> Any:
         """Return a diffusers scheduler with which the stock pipeline steps over exactly `grid`."""
-
-
-def trunk_of(
-    blocks: nn.ModuleList, width: int, *, index: int = 0
-) -> tuple[nn.ModuleList, list[Tap]]:
-    """Return the first half of a transformer's blocks, with taps at its middle and its end.
-
-    Args:
-        blocks: All blocks of the transformer.
-        width: Number of channels of a block's output.
-        index: Index of the output to use if a block returns several.
-
-    Returns:
-        The kept blocks, and one or two taps on them.
-    """
-    kept = blocks[: -(-len(blocks) // 2)]
-    ends = sorted({-(-len(kept) // 2), len(kept)})
-    return kept, [Tap(kept[end - 1], width, index) for end in ends]

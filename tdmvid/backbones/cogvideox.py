@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from ..config import ClipSize, ModelConfig
 from ..diffusion.denoiser import Cond
 from .autoencode import decode_parts, encode_parts
-from .base import Tap, TokenSharing, trunk_of
+from .base import TokenSharing
 from .cogvideox_fused import fuse
 from .cogvideox_parallel import set_attention, share_tokens
 from .dtype import torch_dtype
@@ -33,6 +33,7 @@ from .lora_files import LoraFiles
 from .registry import register
 from .spec import Tokens, check_sides, check_tiles
 from .stock import StockPipeline
+from .taps import Tap, trunk_of
 from .vp import VPBackbone, VPSpec
 
 OFS = 2.0  # what the image-to-video pipelines of CogVideoX 1.5 feed to `ofs`

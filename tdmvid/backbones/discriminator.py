@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from ..diffusion.denoiser import STEPS, Cond, step_level
-from .base import Tap
 from .pipeline import PipelineBackbone
+from .taps import Tap
 
 WIDTH = 256
 """Hidden channels of a head."""

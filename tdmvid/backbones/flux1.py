@@ -18,13 +18,14 @@ from torch import Tensor, nn
 
 from ..config import ClipSize
 from ..diffusion.denoiser import Cond
-from .base import JOINT_ATTENTION, Tap, trunk_of
+from .base import JOINT_ATTENTION
 from .flow import FlowBackbone, FlowSpec
 from .images import Images, ImageSpec, image_latents
 from .lora_files import LoraFiles
 from .patches import PATCH, PackedStock, pack, patchify, unpack, unpatchify
 from .registry import register
 from .spec import Tokens, check_sides
+from .taps import Tap, trunk_of
 
 TEXT_LENGTH = 512  # T5 tokens, the stock call's default
 

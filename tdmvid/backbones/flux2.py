@@ -21,7 +21,7 @@ from ..config import ClipSize
 from ..config.json_files import read_object
 from ..diffusion.denoiser import Cond
 from .autoencode import decode_parts, encode_parts
-from .base import JOINT_ATTENTION, Tap, trunk_of
+from .base import JOINT_ATTENTION
 from .dtype import torch_dtype
 from .flow import FlowBackbone, FlowSpec
 from .images import Images, ImageSpec, ImageStock
@@ -29,6 +29,7 @@ from .lora_files import LoraFiles
 from .patches import PATCH, pack, patchify, unpack, unpatchify
 from .registry import register
 from .spec import Tokens, check_sides
+from .taps import Tap, trunk_of
 from .text_limit import CutPrompts, find_cut_chats
 
 TEXT_LENGTH = 512  # the stock call's default

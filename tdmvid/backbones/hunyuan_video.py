@@ -30,7 +30,7 @@ from ..config.json_files import read_object
 from ..data.files import sort_metadata
 from ..diffusion.denoiser import Cond
 from .autoencode import decode_parts, encode_parts
-from .base import JOINT_ATTENTION, Tap, TokenSharing, trunk_of
+from .base import JOINT_ATTENTION, TokenSharing
 from .dtype import torch_dtype
 from .flow import FlowBackbone, FlowSpec
 from .fused import as_class
@@ -40,6 +40,7 @@ from .lora_files import LORA_FILE, Beside, LoraFiles, metadata_of
 from .registry import register
 from .spec import Tokens, check_frames, check_sides, check_tiles
 from .stock import StockPipeline
+from .taps import Tap, trunk_of
 from .text_limit import CutPrompts, find_cut_chats
 
 TEXT_LENGTH, QUOTED_LENGTH = 1000, 256  # fixed in the stock pipeline

@@ -23,11 +23,11 @@ from torch import Tensor, nn
 
 from ..config import ClipSize
 from ..diffusion.denoiser import Cond
-from .base import Tap, trunk_of
 from .images import Images, ImageSpec, ImageStock, image_latents
 from .lora_files import Beside, LoraFiles
 from .registry import register
 from .spec import Tokens
+from .taps import Tap, trunk_of
 from .vp import VPBackbone, VPSpec
 
 TEXT_LENGTH = 120  # used by every PixArt-alpha, and the pipeline's default

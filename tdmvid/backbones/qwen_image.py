@@ -22,13 +22,14 @@ from ..config import ClipSize, ModelConfig
 from ..diffusion.denoiser import Cond
 from ..diffusion.guidance import extrapolate_at_norm
 from .autoencode import decode_parts, encode_parts
-from .base import JOINT_ATTENTION, Tap, trunk_of
+from .base import JOINT_ATTENTION
 from .dtype import torch_dtype
 from .flow import FlowBackbone, FlowSpec
 from .lora_files import LoraFiles
 from .patches import PATCH, PackedStock, pack, patchify, unpack, unpatchify
 from .registry import register
 from .spec import Tokens, check_sides
+from .taps import Tap, trunk_of
 from .text_limit import CutPrompts, find_cut_prompts
 
 TEXT_LENGTH = 512  # the stock call's default

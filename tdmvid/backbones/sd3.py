@@ -18,12 +18,13 @@ from torch import Tensor, nn
 from ..config import ClipSize, ModelConfig
 from ..config.json_files import read_object
 from ..diffusion.denoiser import Cond
-from .base import JOINT_ATTENTION, Tap, trunk_of
+from .base import JOINT_ATTENTION
 from .flow import FlowBackbone, FlowSpec
 from .images import Images, ImageSpec, ImageStock, image_latents
 from .lora_files import LoraFiles
 from .registry import register
 from .spec import Tokens
+from .taps import Tap, trunk_of
 from .text_lora import with_text_lora
 
 LONG_TEXT = 256  # T5 tokens, the stock call's default

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from ..config import ClipSize, ModelConfig
 from ..config.json_files import read_object
 from ..diffusion.denoiser import Cond
-from .base import Tap
 from .images import Images, ImageSpec, ImageStock, image_latents
 from .lora_files import LoraFiles
 from .registry import register
 from .spec import Tokens
+from .taps import Tap
 from .vp import VPBackbone, VPSpec
 
 

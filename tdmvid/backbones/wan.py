@@ -20,7 +20,7 @@ from ..config.json_files import read_object
 from ..diffusion.denoiser import Cond
 from .attention import BACKENDS
 from .autoencode import decode_parts, encode_parts
-from .base import Tap, TokenSharing, trunk_of
+from .base import TokenSharing
 from .dtype import torch_dtype
 from .experts import Split, experts_of
 from .flow import FlowBackbone, FlowSpec
@@ -28,6 +28,7 @@ from .lora_files import LoraFiles
 from .registry import register
 from .spec import Tokens, check_frames, check_sides
 from .stock import StockPipeline
+from .taps import Tap, trunk_of
 from .wan_fused import fuse
 from .wan_parallel import TEXT_LENGTH, share_tokens
 

@@ -18,13 +18,13 @@ from torch import Tensor, nn
 
 from ..config import ClipSize
 from ..diffusion.denoiser import Cond
-from .base import Tap, trunk_of
 from .dtype import torch_dtype
 from .flow import FlowBackbone, FlowSpec
 from .images import Images, ImageSpec, ImageStock, image_latents
 from .lora_files import LoraFiles
 from .registry import register
 from .spec import Tokens, check_sides
+from .taps import Tap, trunk_of
 from .text_limit import CutPrompts, find_cut_chats
 
 TEXT_LENGTH = 512  # the stock call's default

@@ -16,10 +16,11 @@ from refusals import refused
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from tdmvid.adapters.find import check_pair, find_lora
 from tdmvid.adapters.layouts.names import BARE, PEFT
 from tdmvid.adapters.load import adapted_layers, check_loaded, load_lora
 from tdmvid.adapters.lora import attach, attach_weights, start_from
-from tdmvid.adapters.read import check_pair, find_lora, read_lora
+from tdmvid.adapters.read import read_lora
 from tdmvid.adapters.weights import effect
 from tdmvid.backbones.cogvideox import CogVideoX
 from tdmvid.backbones.flux1 import Flux1

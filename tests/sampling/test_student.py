@@ -11,7 +11,7 @@ import torch
 from refusals import refused
 
 from tdmvid.cli.main import main
-from tdmvid.cli.options import add_sampler, sampler_of
+from tdmvid.cli.sampler_options import add_sampler, sampler_of
 from tdmvid.config import embedded
 from tdmvid.parallel.launch import World
 from tdmvid.sampling.student import find_size, load_for_sampling

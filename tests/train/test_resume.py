@@ -335,16 +335,15 @@ def test_a_run_that_is_refused_leaves_no_folder(tiny_run, tmp_path):
 
 
 def test_a_checkpoint_of_another_run_replaces_no_checkpoints(tiny_run, tmp_path, loop_only, capsys):
-    one, other = tmp_path / "one", tmp_path / "other"
+    one, other = (tmp_path / name for name in ("one", "other"))
     often = ("steps=3", "log.checkpoint_every=1", "log.keep_checkpoints=5")
-    train(tiny_run(one, *often))
-    train(tiny_run(other, *often))
+    for folder in (one, other):
+        train(tiny_run(folder, *often))
     first = one / "checkpoints" / "step_000001"
     with refused(f"--resume {first}", f"{other}", "another --out"):
         train(tiny_run(other, *often), resume=str(first))
     assert list_steps(other / "checkpoints") == [1, 2, 3]
-    train(tiny_run(tmp_path / "new", *often), resume=str(first))
-    assert record(tmp_path / "new") == record(one)
+    assert record(train(tiny_run(tmp_path / "new", *often), resume=str(first))) == record(one)
     assert "deleted" not in capsys.readouterr().err
     train(tiny_run(one, *often), resume=str(first))
     assert "deleted (step_000002, step_000003)" in capsys.readouterr().err
