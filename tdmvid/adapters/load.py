@@ -15,9 +15,10 @@ from ..backbones.lora_files import LoraFiles
 from ..backbones.scheduler import load_scheduler
 from ..backbones.text_lora import with_text_lora
 from ..data.reading import reason
+from .find import check_pair
 from .layouts.names import DIFFUSERS, PEFT
 from .lora import attach_weights
-from .read import check_pair, read_lora
+from .read import read_lora
 from .settings import SETTINGS_FILE
 from .teacher import digest_of
 from .text import has_attention, text_encoders, text_parts, text_state
