@@ -17,7 +17,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .options import add_sampler, base_of, output_folder, sampler_of
+from .options import output_folder
+from .sampler_options import add_sampler, base_of, sampler_of
 
 if TYPE_CHECKING:
     from ..scoring.benchmark_layouts import Layout

@@ -25,12 +25,19 @@ from typing import TYPE_CHECKING
 
 from ..config.paths import expand_home, home_path
 from .given import refuse_ignored
-from .options import DECODING, add_base_files, add_decoding, refuse_fps_of_images, refuse_images
+from .sampler_options import (
+    DECODING,
+    add_base_files,
+    add_decoding,
+    refuse_fps_of_images,
+    refuse_images,
+)
 
 if TYPE_CHECKING:
     from ..backbones.base import Backbone
     from ..diffusion.grid import TimeGrid
     from ..export.push import HubTarget
+    from ..export.request import ExportRequest
 
 OTHERS = {
     "run": (
@@ -243,20 +250,9 @@ def default_name(args: argparse.Namespace) -> str:
 
 def _export(args: argparse.Namespace, out: Path | None) -> dict:
     """Export from the chosen source and return what the bundle's export.json says."""
-    from ..export.request import ExportRequest
     from ..export.sources import export_published, export_run, export_tuned
 
-    request = ExportRequest(
-        tuple(name.strip() for name in args.format.split(",")),
-        args.dtype,
-        args.fuse,
-        args.rank,
-        tuple(args.prompt),
-        tuple(args.image),
-        args.seed,
-        args.tolerance,
-        args.hub_base,
-    )
+    request = _request(args)
     if not out:
         raise ValueError("--out is missing: name the folder to write")
     if args.run:
@@ -285,6 +281,22 @@ def _export(args: argparse.Namespace, out: Path | None) -> dict:
     if args.published:
         return export_published(out, args.published, backbone, grid, request, scale=args.scale)
     return export_tuned(out, args.network, backbone, grid, request)
+
+
+def _request(args: argparse.Namespace) -> ExportRequest:
+    from ..export.request import ExportRequest
+
+    return ExportRequest(
+        tuple(name.strip() for name in args.format.split(",")),
+        args.dtype,
+        args.fuse,
+        args.rank,
+        tuple(args.prompt),
+        tuple(args.image),
+        args.seed,
+        args.tolerance,
+        args.hub_base,
+    )
 
 
 def _check_source(args: argparse.Namespace) -> None:

@@ -16,7 +16,8 @@ import argparse
 from pathlib import Path
 
 from ..config.paths import expand_home
-from .options import STUDENT, add_base_files, output_file
+from .options import STUDENT, output_file
+from .sampler_options import add_base_files
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

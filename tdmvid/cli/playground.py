@@ -19,7 +19,8 @@ import argparse
 from pathlib import Path
 
 from ..config.paths import expand_home
-from .options import STUDENT, add_base_files, refuse_fps_of_images
+from .options import STUDENT
+from .sampler_options import add_base_files, refuse_fps_of_images
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -27,14 +27,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .given import refuse_ignored
-from .options import (
-    add_sampler,
-    base_of,
-    output_folder,
-    refuse_ignored_of_prompts,
-    refuse_images,
-    sampler_of,
-)
+from .options import output_folder, refuse_ignored_of_prompts
+from .sampler_options import add_sampler, base_of, refuse_images, sampler_of
 
 if TYPE_CHECKING:
     from ..data.items import Item
