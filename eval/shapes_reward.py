@@ -35,6 +35,7 @@ from pathlib import Path
 
 import torch
 from reward_samplers import check_names, load_base, read_pair, read_samplers, strength_of
+from reward_tables import SHARES, describe_pairs, describe_rows
 from rewarded_videos import (
     Judged,
     Things,
@@ -60,27 +61,10 @@ from tdmvid.scoring.intervals import (
     Measure,
     mean_over_groups,
     mean_over_samples,
-    measure_of,
 )
 from tdmvid.shapes import TEACHER, metrics, score, world
 from tdmvid.shapes.evaluate import ScoredSampler
 
-SHARES = {
-    "clear": "correct, inside and apart",
-    "all": "correct",
-    "inside": "inside",
-    "apart": "apart",
-    "bright": "bright",
-    "trained on": "reward `shapes_clear`",
-}
-"""Measured shares of videos and their columns. All are the second judge's, except `bright` and the
-reward, which are the functions that runs are trained with."""
-ABOVE = tuple(
-    f"above {name}{interval}"
-    for name in ("plain", "teacher")
-    for interval in ("", ", these captions")
-)
-"""Differences of shares in a comparison."""
 SUBSETS = {"clear": "clear", "correct": "all", "bright": "bright"}
 """Choices of --subset, and their measures."""
 PAIR_SHARES = {"any": world.PAIR_SHARE, "one": 0.0, "two": 1.0}
@@ -130,13 +114,7 @@ def measure_seed(
         raise ValueError(
             f"--seeds {args.seeds}: each caption needs two videos to compare: use at least 2"
         )
-    common = {
-        "captions": args.captions,
-        "objects": args.objects,
-        "seeds": args.seeds,
-        "seed": seed,
-        "judge": file_fingerprint([args.judge]),
-    }
+    common = _protocol(args, backbone, seed)
     wanted = [things[index % len(things)] for index in range(args.reference)]
 
     def truth() -> Tensor:
@@ -146,8 +124,6 @@ def measure_seed(
     facts = common | {"reference": args.reference}
     path = folder / "truth.safetensors"
     found = {"ground truth": (judged(path, facts, wanted, judge, truth), wanted)}
-    if (base := backbone.config.path) != str(TEACHER):
-        common |= {"base": base, "adapters": repr(backbone.config.adapters)}
     for sampler in samplers:
         weights = weights_of(sampler.student) if sampler.student else "teacher"
         facts = common | {"steps": sampler.steps, "cfg": sampler.cfg, "weights": weights}
@@ -158,6 +134,20 @@ def measure_seed(
         path = folder / f"{sampler.name}.safetensors"
         found[sampler.name] = judged(path, facts, things, judge, draw), things
     return found
+
+
+def _protocol(args: argparse.Namespace, backbone: Backbone, seed: int) -> dict:
+    """Return what determines the videos of a sampler beside its weights and steps."""
+    base = backbone.config.path
+    other = {"base": base, "adapters": repr(backbone.config.adapters)}
+    return {
+        "captions": args.captions,
+        "objects": args.objects,
+        "seeds": args.seeds,
+        "seed": seed,
+        "judge": file_fingerprint([args.judge]),
+        **(other if base != str(TEACHER) else {}),
+    }
 
 
 def row_of(one: Judged, subset: str) -> dict:
@@ -253,67 +243,6 @@ def compare_pair(
         distances = compare_frechet(a, b, found["ground truth"], which)
         out[name] = distances | {"difference": asdict(distances["difference"])}
     return out
-
-
-def _interval(measure: dict, digits: int = 3, scale: float = 1.0) -> str:
-    return measure_of(measure).text(f".{digits}f", scale=scale)
-
-
-def describe_rows(rows: dict[str, dict], subset: str) -> str:
-    """Format the table of samplers in Markdown. Shares are in percent.
-
-    Args:
-        rows: Measures by sampler.
-        subset: Measure that was rewarded: the first column, with its interval.
-
-    Returns:
-        The table.
-    """
-    names = {subset: SHARES[subset]}
-    names |= {f"{subset}, one": "one object", f"{subset}, two": "two objects"}
-    names |= {name: text for name, text in SHARES.items() if name != subset}
-    lines = [
-        "| | " + " | ".join([*names.values(), "diversity", "flicker"]) + " |",
-        "|---" * (len(names) + 3) + "|",
-    ]
-    for sampler, row in rows.items():
-        cells = [_interval(row[subset], 1, 100)]
-        cells += [f"{100 * row[name]['value']:.1f}" if name in row else "" for name in names][1:]
-        cells += [f"{row['diversity']['value']:.2f}", f"{row['flicker']['value']:.2f}"]
-        lines.append(f"| {sampler} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def describe_pairs(pairs: list[dict]) -> str:
-    """Format the table of pairs in Markdown.
-
-    Args:
-        pairs: Comparisons.
-
-    Returns:
-        The table.
-    """
-    lines = [
-        "| | share | plain | expected | arriving | above plain | above plain, these captions"
-        " | above the teacher | above the teacher, these captions | diversity, all"
-        " | diversity, rewarded | Fréchet distance, rewarded: with, plain | difference | videos |",
-        "|---" * 14 + "|",
-    ]
-    for pair in pairs:
-        distance = pair["frechet in subset"]
-        cells = [
-            pair["pair"],
-            *(f"{pair[name]:.3f}" for name in ("share", "plain share")),
-            f"{pair['expected share']:.3f}" if "arriving" in pair else "",
-            f"{pair['arriving']:.2f}" if "arriving" in pair else "",
-            *(_interval(pair[name]) if name in pair else "" for name in ABOVE),
-            *(_interval(pair[name], 2) for name in ("diversity", "diversity in subset")),
-            f"{distance['ours']:.2f}, {distance['theirs']:.2f}",
-            _interval(distance["difference"], 2),
-            str(distance["count"]),
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -127,8 +127,12 @@ def assemble(work: Path, out: Path) -> None:
     print(f"{out}: {size / 1e6:.1f} MB after {step} iterations")
 
 
-def main() -> None:
-    """Run one stage, or all in order."""
+def read_options() -> argparse.Namespace:
+    """Read and check the options.
+
+    Raises:
+        ValueError: A number is out of its range.
+    """
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--stage", choices=(*STAGES, "all"), default="all", help="stage to run (default: all)"
@@ -163,6 +167,12 @@ def main() -> None:
         option = f"--{name.replace('_', '-')}"
         check_number(option, getattr(args, name), Range(1, MILLION, "iterations"))
     check_number("--threads", args.threads, Range(1, 1024, "threads"))
+    return args
+
+
+def main() -> None:
+    """Run one stage, or all in order."""
+    args = read_options()
     torch.set_num_threads(args.threads)
     args.work.mkdir(parents=True, exist_ok=True)
     actions = {

@@ -354,18 +354,20 @@ def rollout(
         )
         memory.append(Before(x0, t))
     here = grid.steps - k, torch.arange(len(z), device=z.device)
-    before = None
-    if solver == "dpm++":
-        kept = [(one.x0, one.t) for one in memory]
-        before = Before(*(torch.stack(each)[here] for each in zip(*kept, strict=True)))
     return Trajectory(
         torch.stack(states)[here],
         k,
         times[k - 1],
         times[k],
         cond,
-        before,
+        _pick(memory, here) if solver == "dpm++" else None,
         grid.times[-1],
         grid.floors(z.device)[k] if grid.boundary else None,
         Tip(states[-1], memory[-1], grid.steps - calls),
     )
+
+
+def _pick(memory: list[Before], here: tuple[Tensor, Tensor]) -> Before:
+    """Return the prediction and time of each sample's own step. `here` is (steps [B], rows [B])."""
+    x0, t = (torch.stack([getattr(one, name) for one in memory])[here] for name in ("x0", "t"))
+    return Before(x0, t)

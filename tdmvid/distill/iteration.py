@@ -296,10 +296,7 @@ def iterate(
                 place = Place(step, micro, first_stream + micro, number)
                 path = advance(place, cond, noise_shape, objective, roles, grid, streams)
                 path = path if reweigh else replace(path, tip=None)  # only rewards need its end
-            asked = roles
-            if objective.draws == "shared" and roles.fake is not None:
-                asked = replace(roles, fake=AskedOnce(roles.fake))
-            made.append(GradedPath(path, asked, keep=once and number == 0))
+            made.append(GradedPath(path, _asked(objective, roles), keep=once and number == 0))
         if stream is not None:  # its trajectories continue from these calls
             paths[number] = made
         return made
@@ -312,6 +309,13 @@ def iterate(
     else:
         turns.take_in_sequence(roll_out)
     return _outcome(turns, paths, stream, process=roles.student.process)
+
+
+def _asked(objective: Objective, roles: Roles) -> Roles:
+    """Return the roles that a micro-batch asks: a shared draw calls the fake once."""
+    if objective.draws != "shared" or roles.fake is None:
+        return roles
+    return replace(roles, fake=AskedOnce(roles.fake))
 
 
 def _outcome(

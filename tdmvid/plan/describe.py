@@ -41,6 +41,7 @@ def describe(
         Lines of a label and a value. A line without a label continues the line above.
     """
     rows = [
+        *_teacher(plan),
         *_networks(plan),
         *_iteration(plan),
         *_memory(plan, device_memory),
@@ -52,10 +53,9 @@ def describe(
     return "\n".join(f"{name:<{pad}}  {value}" for name, value in rows)
 
 
-def _networks(plan: Plan) -> Iterator[Row]:
-    """Yield the teacher, the trained roles and the student's settings."""
-    config, model, weights = plan.config, plan.config.model, plan.weights
-    trained = weights.generators
+def _teacher(plan: Plan) -> Iterator[Row]:
+    """Yield the teacher, its LoRAs and its quantization."""
+    model, weights = plan.config.model, plan.weights
     yield (
         "teacher",
         f"{model.path} ({plan.pipeline_class}), {weights.base:,} parameters in {model.dtype}"
@@ -75,6 +75,12 @@ def _networks(plan: Plan) -> Iterator[Row]:
             f"{gib(plan.whole)} without quantization, {gib(weights.base_bytes)} with"
             f" {model.quantize} (linear layers of the blocks)",
         )
+
+
+def _networks(plan: Plan) -> Iterator[Row]:
+    """Yield the trained roles and the student's settings."""
+    config, weights = plan.config, plan.weights
+    trained = weights.generators
     yield (
         "training",
         f"{config.training}: {' and '.join(trained)}, {weights.trainable:,} trainable parameters"
@@ -93,7 +99,8 @@ def _networks(plan: Plan) -> Iterator[Row]:
         there = Path(config.init).is_dir()
         yield "student starts from", config.init + ("" if there else " (does not exist yet)")
     read = families()[plan.pipeline_class].embedded_guidance
-    yield "teacher guidance", _guidance(config, read if model.guidance is None else model.guidance)
+    stated = config.model.guidance
+    yield "teacher guidance", _guidance(config, read if stated is None else stated)
     others = [str(k) for k in config.objective.step_set if k != config.grid.calls]
     also = f", also in {', '.join(others)} steps" if others else ""
     yield "student", f"{config.grid.calls} steps, {config.grid.kind} grid{also}"
