@@ -17,7 +17,10 @@ from tdmvid.data.video import write_video
 from tdmvid.parallel.deepspeed_engine import has_graph
 from tdmvid.train.trainer import train
 
-KINDS = {"gan": ("objective.weight=5",), "fisher": ("parallel.gradient_checkpointing=true",)}
+KINDS = {
+    "gan": ("objective.weight=5",),
+    "fisher": ("parallel.gradient_checkpointing=true", "real.path="),
+}
 
 
 def run(settings, out, *changes) -> None:

@@ -185,7 +185,7 @@ RUNS = {
 def test_a_resumed_run_is_the_run_that_was_not_stopped(
     tiny_run, tmp_path, loop_only, real, capsys, changes
 ):
-    changes = (INT8, *changes, *real)
+    changes = (INT8, *changes, *(real if "objective.kind=gan" in changes else ()))
     whole = train(tiny_run(tmp_path / "whole", "steps=4", *changes))
     train(tiny_run(tmp_path / "parts", "steps=4", *changes))
     shutil.rmtree(tmp_path / "parts" / "checkpoints" / "step_000004")

@@ -85,7 +85,7 @@ def real(tmp_path_factory):
 def test_a_resumed_run_is_the_run_that_was_not_stopped(
     tiny_run, tmp_path, loop_only, real, changes
 ):
-    changes = (*changes, *real)
+    changes = (*changes, *(real if "objective.kind=gan" in changes else ()))
     whole = train(tiny_run(tmp_path / "whole", "steps=4", *changes))
     train(tiny_run(tmp_path / "parts", "steps=2", *changes))
     parts = train(tiny_run(tmp_path / "parts", "steps=4", *changes), resume="auto")
@@ -127,7 +127,7 @@ def test_what_cannot_be_trained_is_refused_at_the_start(tiny_run, tmp_path, chan
 
 @pytest.mark.parametrize("kind", ["fisher", "gan"])
 def test_a_gradient_in_a_network_s_input_needs_whole_weights(tiny_run, tmp_path, real, kind):
-    changes = (f"objective.kind={kind}", *real)
+    changes = (f"objective.kind={kind}", *(real if kind == "gan" else ()))
     with refused("parallel.zero_stage"):
         make_plan(tiny_run(tmp_path, *changes), ranks=2)
     with refused("parallel.sequence"):
