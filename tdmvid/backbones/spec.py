@@ -16,6 +16,7 @@ from torch import nn
 
 from ..config import ClipSize, ModelConfig
 from ..config.json_files import read_object
+from ..data.reading import reading
 from ..diffusion.process import Process
 from .dtype import torch_dtype
 from .experts import Experts, Split
@@ -165,8 +166,9 @@ class FamilySpec(ABC):
         return self.assemble(folder, self._empty_component)
 
     def _empty_component(self, folder: Path, name: str) -> nn.Module:
-        config = self.network_class.load_config(folder, subfolder=name)
-        network: nn.Module = self.network_class.from_config(config)
+        with reading(folder / name, advice="download the model again, or check model.path"):
+            config = self.network_class.load_config(folder, subfolder=name)
+            network: nn.Module = self.network_class.from_config(config)
         return network
 
     def assemble(self, folder: Path, make: Callable[[Path, str], nn.Module]) -> nn.Module:
