@@ -15,25 +15,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..config.paths import expand_home
 from .options import STUDENT, output_file
-from .sampler_options import add_base_files
+from .sampler_options import add_base
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `tdmvid latency` to a parser."""
     parser.add_argument("--lora", type=Path, required=True, help=STUDENT)
-    parser.add_argument(
-        "--model",
-        type=expand_home,
-        help="diffusers folder or hub id (default: the base of the student)",
-    )
-    add_base_files(parser)
-    parser.add_argument(
-        "--dtype",
-        choices=["float32", "bfloat16", "float16"],
-        help="data type (default: that of the student, or bfloat16 on a GPU and float32 on a CPU)",
-    )
+    add_base(parser)
     parser.add_argument(
         "--size", metavar="FxHxW", help="frames x height x width (default: the training size)"
     )

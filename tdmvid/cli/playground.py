@@ -18,25 +18,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..config.paths import expand_home
 from .options import STUDENT
-from .sampler_options import add_base_files, refuse_fps_of_images
+from .sampler_options import add_base, refuse_fps_of_images
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `tdmvid playground`."""
     parser.add_argument("--lora", type=Path, required=True, help=STUDENT)
-    parser.add_argument(
-        "--model",
-        type=expand_home,
-        help="a diffusers folder or hub id (default: the base that the student names)",
-    )
-    add_base_files(parser)
-    parser.add_argument(
-        "--dtype",
-        choices=["float32", "bfloat16", "float16"],
-        help="default: the student's, or bfloat16 on a GPU and float32 on a CPU",
-    )
+    add_base(parser)
     parser.add_argument(
         "--size",
         metavar="FxHxW",

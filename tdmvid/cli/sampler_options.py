@@ -53,9 +53,8 @@ def add_decoding(parser: argparse._ActionsContainer) -> None:
     )
 
 
-def add_sampler(parser: argparse.ArgumentParser) -> None:
-    """Add the options of sampling to a parser: model, size, and sampler; see tdmvid/sampling/."""
-    parser.add_argument("--lora", type=Path, help=f"{STUDENT}; without it, the teacher is sampled")
+def add_base(parser: argparse.ArgumentParser) -> None:
+    """Add the options of a student's base to a parser: model, files and data type."""
     parser.add_argument(
         "--model",
         type=expand_home,
@@ -67,6 +66,12 @@ def add_sampler(parser: argparse.ArgumentParser) -> None:
         choices=["float32", "bfloat16", "float16"],
         help="data type (default: that of the student, or bfloat16 on a GPU and float32 on a CPU)",
     )
+
+
+def add_sampler(parser: argparse.ArgumentParser) -> None:
+    """Add the options of sampling to a parser: model, size, and sampler; see tdmvid/sampling/."""
+    parser.add_argument("--lora", type=Path, help=f"{STUDENT}; without it, the teacher is sampled")
+    add_base(parser)
     parser.add_argument(
         "--size",
         metavar="FxHxW",
