@@ -78,12 +78,10 @@ class DemoSuite(Table):
 captions, with captions and noise of its own. `right` is the share of videos with every attribute of
 their caption. The distance is the Fréchet distance to the ground truth. The other methods train for
 as many iterations as fit into the processor time of the demo. This number is measured on each run,
-by alternating iterations of both. The seconds were measured on two kinds of processors, so compare
-iterations. The other methods have the demo's learning rates; no rate was searched for them.
-Other methods have fewer training seeds, see above. DMD2 has no adversarial term. Consistency
-distillation is not stable here and is no fair baseline yet: with the demo's rate no video was
-right, and with a rate of 1e-4 the run in the table collapsed, while another training seed was right
-in 96 % of 256 videos after 400 iterations."""
+by alternating iterations of both. Seconds of different machines differ, so compare iterations.
+Other methods have at most {Other.most_seeds} training seeds, and the demo's learning rates; no rate
+was searched for them. DMD2 has no adversarial term. Consistency distillation has a rate of 1e-4,
+because it collapses with the demo's. It is not stable with either, so it is no fair baseline."""
 
     def __init__(self, iterations: int = 0):
         self.iterations = iterations or load_config(DEMO).steps

@@ -139,12 +139,10 @@ def _sample_share(
 ) -> None:
     """Sample this rank's share of the shots, one batch at a time."""
     steps, cfg = steps_and_cfg(backbone, sampler)
-    pipeline = use_student(backbone, sampler.student, steps=steps)
+    pipeline = pipeline_of(backbone, sampler, steps)
     pipeline.set_progress_bar_config(
         desc="steps", leave=False, delay=QUICK, disable=not world.primary
     )
-    if sampler.shift:
-        set_flow_shift(pipeline, sampler.shift)
     null = conds.of_prompts([sampler.negative]).to(world.device) if cfg != 1 else None
     mine = todo[world.rank :: world.size]
     with progress("sampling", total=len(mine), unit="video") as bar:
@@ -159,6 +157,23 @@ def _sample_share(
             videos = backbone.decode(latents).cpu()
             _write(out, some, videos, backbone, entries, world.rank)
             bar.update(len(some))
+
+
+def pipeline_of(backbone: Backbone, sampler: Sampler, steps: int | None = None) -> Any:
+    """Return the stock pipeline of a sampler, with its student or its flow shift.
+
+    Args:
+        backbone: The base.
+        sampler: What to sample with.
+        steps: Number of steps; None uses that of the student.
+
+    Raises:
+        ValueError: The student cannot be loaded, or the model has no flow shift.
+    """
+    pipeline = use_student(backbone, sampler.student, steps=steps)
+    if sampler.shift:
+        set_flow_shift(pipeline, sampler.shift)
+    return pipeline
 
 
 def steps_and_cfg(backbone: Backbone, sampler: Sampler) -> tuple[int, float]:
@@ -242,7 +257,7 @@ def _settings(backbone: Backbone, sampler: Sampler) -> dict:
     check_sampler(sampler, cfg)
     folder = sampler.student
     if sampler.shift:  # refused before the folder is claimed
-        set_flow_shift(use_student(backbone, None), sampler.shift)
+        pipeline_of(backbone, sampler)
     untrained = find_untrained(backbone, folder, steps, cfg) if folder else []
     return {
         **({"untrained": untrained} if untrained else {}),

@@ -26,9 +26,9 @@ from ..data.items import Item
 from ..data.video import write_image, write_video
 from ..diffusion.process import RectifiedFlow
 from ..parallel import launch
-from .sample import Sampler, embed_shots, steps_and_cfg
+from .sample import Sampler, embed_shots, pipeline_of, steps_and_cfg
 from .shots import Shot, noise, plan_shots
-from .student import stock_defaults, use_student
+from .student import stock_defaults
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ def make(
             pipeline has a callback.
     """
     steps, cfg = steps_and_cfg(backbone, sampler)
-    pipeline = use_student(backbone, sampler.student, steps=steps)
+    pipeline = pipeline_of(backbone, sampler, steps)
     z = noise(shot.prompt, shot.seed, backbone.latent_shape())[None].to(backbone.device)
     cond = conds.get([shot.item]).to(backbone.device)
     null = conds.of_prompts([sampler.negative]).to(backbone.device) if cfg != 1 else None

@@ -65,6 +65,20 @@ def sample(playground, **changes):
     return outputs, progress.steps
 
 
+def test_the_teacher_has_the_flow_shift_of_its_sampler(playground, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        "tdmvid.sampling.sample.set_flow_shift", lambda pipeline, shift: asked.append(shift)
+    )
+    for shift in (0.0, 8.0):
+        monkeypatch.setattr(
+            "tdmvid.sampling.playground.teacher_of",
+            lambda *_, shift=shift, **__: Sampler(steps=2, cfg=1.0, shift=shift),
+        )
+        sample(playground)
+    assert asked == [8.0]
+
+
 def test_both_samples_are_those_of_tdmvid_sample_with_the_same_seed(
     playground, tmp_path, monkeypatch
 ):
