@@ -340,18 +340,8 @@ def rollout(
         x = states[-1]
         t, s = times_like(x, grid.times[step]), times_like(x, grid.times[step - 1])
         x0 = denoiser(x, t, cond)
-        states.append(
-            advance(
-                denoiser.process,
-                x,
-                x0,
-                t,
-                s,
-                memory[-1],
-                solver=solver,
-                eps=fresh_noise(x, solver, generator),
-            )
-        )
+        eps = fresh_noise(x, solver, generator)
+        states.append(advance(denoiser.process, x, x0, t, s, memory[-1], solver=solver, eps=eps))
         memory.append(Before(x0, t))
     here = grid.steps - k, torch.arange(len(z), device=z.device)
     return Trajectory(

@@ -47,6 +47,7 @@ from ..backbones.lora_files import LoraFiles
 from ..backbones.scheduler import states_of
 from ..data.files import sort_metadata, write_json
 from ..data.video import write_clips
+from ..diffusion.process import RectifiedFlow
 from .card import write_card
 from .check import (
     LORA_TOLERANCE,
@@ -295,8 +296,10 @@ def _cast(network: nn.Module, backbone: Backbone, dtype: torch.dtype) -> None:
         x.data = x.data.to(dtype if like[name] == torch_dtype(backbone.config) else like[name])
 
 
-def _teacher(config: dict) -> dict | None:
-    """Return the guidance that the student was trained with; None if its run is not known."""
+def _teacher(config: dict, *, flow: bool = False) -> dict | None:
+    """Return the guidance and, for a flow, the shift of the teacher in training; None if the run is
+    not known.
+    """
     if "objective" not in config:
         return None
     objective = config["objective"]
@@ -306,7 +309,7 @@ def _teacher(config: dict) -> dict | None:
         **({} if second is None else {"guidance_2": second}),
         **({"use_dynamic_cfg": True} if objective.get("use_dynamic_cfg") else {}),
         **({} if times == WHOLE else {"guidance_interval": times}),
-        **({"shift": shift} if (shift := config.get("log", {}).get("teacher_shift")) else {}),
+        **({"shift": config["log"]["teacher_shift"]} if flow and "log" in config else {}),
         "negative_prompt": config.get("prompts", {}).get("negative", ""),
     }
 
@@ -342,7 +345,9 @@ def _student_facts(
         "steps": student.grid.steps,
         "timesteps": student.timesteps,
         "guidance": 1.0,
-        "teacher": _teacher(student.provenance.config),
+        "teacher": _teacher(
+            student.provenance.config, flow=isinstance(backbone.process, RectifiedFlow)
+        ),
         "dtype": dtype,
         "pipeline": backbone.pipeline_class,
         "network": backbone.spec.network_folder,

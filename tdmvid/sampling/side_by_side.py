@@ -24,7 +24,6 @@ from ..config.ranges import SEED
 from ..data.conditions import Conditions
 from ..data.items import Item
 from ..data.video import write_image, write_video
-from ..diffusion.process import RectifiedFlow
 from ..parallel import launch
 from .sample import Sampler, embed_shots, pipeline_of, steps_and_cfg
 from .shots import Shot, noise, plan_shots
@@ -96,7 +95,7 @@ def teacher_of(
         steps=long if steps is None else steps,
         cfg=scale,
         negative=learned["negative_prompt"] if scale != 1 else "",
-        shift=learned.get("shift", 0.0) if isinstance(backbone.process, RectifiedFlow) else 0.0,
+        shift=learned.get("shift", 0.0),
         cfg_2=learned.get("guidance_2") if cfg is None else None,
         use_dynamic_cfg=learned.get("use_dynamic_cfg", False) and scale != 1,
     )

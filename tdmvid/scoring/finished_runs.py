@@ -153,16 +153,17 @@ def image_overrides(student: Student) -> list[str]:
         student: A student that is scored with the built-in config of images.
 
     Returns:
-        Overrides of the size, and of the teacher's guidance and negative prompt, as far as the
-        student states them.
+        Overrides of the size, and of the teacher's guidance, flow shift and negative prompt, as far
+        as the student states them.
     """
     learned = student.facts.get("teacher") or {}
     sizes = {
         f"video.{key}": student.size[key] for key in ("height", "width") if key in student.size
     }
-    guidance = {"teacher.cfg": learned["guidance"]} if "guidance" in learned else {}
+    names = {"guidance": "teacher.cfg", "shift": "teacher.shift"}
+    stated = {names[key]: learned[key] for key in names if key in learned}
     negative = learned.get("negative_prompt") if learned.get("guidance", 1) != 1 else None
-    wanted = sizes | guidance | ({"teacher.negative": json.dumps(negative)} if negative else {})
+    wanted = sizes | stated | ({"teacher.negative": json.dumps(negative)} if negative else {})
     return [f"{key}={value}" for key, value in wanted.items()]
 
 

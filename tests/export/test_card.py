@@ -69,6 +69,9 @@ def test_an_export_states_the_guidance_that_a_stock_call_needs_and_its_interval(
     objective = {"cfg": 6.0, "cfg_2": None, "use_dynamic_cfg": False, "cfg_interval": [0.0, 1.0]}
     config = {"objective": objective, "prompts": {"negative": "blurry"}}
     assert _teacher(config) == {"guidance": 6.0, "negative_prompt": "blurry"}
+    shifted = config | {"log": {"teacher_shift": 8.0}}
+    assert _teacher(shifted, flow=True)["shift"] == 8.0
+    assert "shift" not in _teacher(shifted)
     objective |= {"use_dynamic_cfg": True, "cfg_interval": [0.1, 0.9]}
     times = {"use_dynamic_cfg": True, "guidance_interval": [0.1, 0.9]}
     assert _teacher(config) == {"guidance": 6.0, "negative_prompt": "blurry"} | times

@@ -57,13 +57,14 @@ def test_with_nothing_to_score_one_line_says_what_to_train_or_name(runs, command
 
 
 def test_an_image_student_is_compared_with_the_teacher_that_it_has_learned(runs):
-    learned = {"guidance": 5.0, "negative_prompt": "a, b=c"}
+    learned = {"guidance": 5.0, "negative_prompt": "a, b=c", "shift": 3.0}
     size = {"frames": 1, "height": 1024, "width": 768, "fps": 8}
     run = finish(runs / "a", 0, video=size, teacher=learned)
     found = image_overrides(read_student(run / "lora"))
     config = from_dict(ImageConfig, read_settings(find_evaluation("images"), found))
     assert (config.video.height, config.video.width) == (1024, 768)
     assert (config.teacher.cfg, config.teacher.negative) == (5.0, "a, b=c")
+    assert config.teacher.shift == 3.0
     plain = finish(runs / "b", 0, video={}, teacher={"guidance": 1.0, "negative_prompt": "x"})
     assert image_overrides(read_student(plain / "lora")) == ["teacher.cfg=1.0"]
 
