@@ -22,7 +22,8 @@ fi
 
 unset SLURM_GPUS_PER_NODE  # srun would ask for the 8 GPUs of the sbatch file, also if --gres=gpu:4 has replaced them
 # srun does not inherit --cpus-per-task from the job (since Slurm 22.05), and the WaitTime of some clusters would kill the node that finishes exporting last.
-srun --kill-on-bad-exit=0 --wait=0 ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"} "$here/node.sh" --config "$config" --resume auto "$@"
+again=(); [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ] && again=(--resume auto)  # a --resume DIR of the user was for the first start
+srun --kill-on-bad-exit=0 --wait=0 ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"} "$here/node.sh" --config "$config" --resume auto "$@" ${again[@]+"${again[@]}"}
 status=$?
 job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}  # the last task of an array has the job number of the whole array
 job=${job:-$SLURM_JOB_ID}

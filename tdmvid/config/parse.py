@@ -20,7 +20,7 @@ from .json_files import parse_json, read_object
 from .objectives import ObjectiveSettings, objective_settings
 from .paths import PathText, expand_home
 from .resources import find_config
-from .rules import SHOWN, is_text, short
+from .rules import SHOWN, is_text, short, shown
 from .run import RunConfig
 
 _Config = TypeVar("_Config")
@@ -169,7 +169,7 @@ def _convert(kind: Any, value: Any, dotted: str) -> Any:
     if origin is Literal:
         if not any(value == option and type(value) is type(option) for option in options):
             raise ValueError(
-                f"{dotted}={short(value)}: choose one of {', '.join(map(repr, options))}"
+                f"{dotted}={short(value)}: choose one of {', '.join(map(shown, options))}"
             )
         return value
     if origin in (typing.Union, types.UnionType):
@@ -189,9 +189,9 @@ def _plain(kind: type[Any], value: Any, dotted: str) -> Any:
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value) if abs(value) < 10**308 else math.inf
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        number = kind is str and isinstance(value, (int, float))
-        remedy = f": put it in quotes, --set '{dotted}=\"{short(value)}\"'" if number else ""
-        raise ValueError(f"{dotted}={short(value)} must be of type {kind.__name__}{remedy}")
+        raise ValueError(
+            f"{dotted}={short(value)} must be of type {kind.__name__}{_remedy(kind, value, dotted)}"
+        )
     if isinstance(value, float):
         if not math.isfinite(value):
             raise ValueError(f"{dotted}={value!r} must be a finite number")
@@ -199,6 +199,17 @@ def _plain(kind: type[Any], value: Any, dotted: str) -> Any:
     if isinstance(value, str) and not value.isprintable():
         _check_text(value, dotted)
     return value
+
+
+def _remedy(kind: type[Any], value: Any, dotted: str) -> str:
+    """Return how to write a value of the right type; "" if this is not known."""
+    if kind is bool:
+        return ": write true or false"
+    if kind is str and isinstance(value, (int, float)):
+        # a float may have been written in another way, e.g. 1e5
+        text = "..." if isinstance(value, float) else short(value)
+        return f": put it in quotes, --set '{dotted}=\"{text}\"'"
+    return ""
 
 
 def _check_text(value: str, dotted: str) -> None:
@@ -217,6 +228,11 @@ def _override(data: dict[str, Any], text: str) -> None:
     *parents, last = dotted.split(".")
     for parent in parents:
         data = data.setdefault(parent, {})
+        if isinstance(data, list):
+            raise ValueError(
+                f"--set {short(text)}: {short(parent)} is a list, whose entries cannot be set one"
+                f" by one: write the whole list, --set '{'.'.join(parents)}=[...]'"
+            )
         if not isinstance(data, dict):
             raise ValueError(
                 f"--set {short(text)}: {short(parent)} is a single value, not a section"

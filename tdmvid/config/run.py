@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
@@ -19,10 +20,27 @@ from .parallel import ParallelConfig
 from .paths import PathText
 from .ranges import top_ranges
 from .rewards import REWARD_RULES, RewardConfig
-from .rules import Rule, check_rules
+from .rules import Rule, check_rules, value_of
 
 NAME_BYTES = 200
 """Longest name of a run. File systems allow 255 bytes, including the suffixes of file names."""
+_DISCRIMINATOR = OptimConfig(lr=5e-4)
+
+
+def _without_discriminator(section: str, default: RealConfig | OptimConfig) -> Iterator[Rule]:
+    """Yield rules against settings of a section that only a discriminator reads."""
+    for field in fields(default):
+        dotted, usual = f"{section}.{field.name}", getattr(default, field.name)
+        yield Rule(
+            lambda run, dotted=dotted, usual=usual: (
+                "discriminator" not in run.objective.roles and value_of(run, dotted) != usual
+            ),
+            dotted,
+            "has no effect with objective.kind={objective.kind}, which has no discriminator:"
+            " remove it, or use objective.kind='gan'",
+        )
+
+
 RULES = (
     *top_ranges(),
     Rule(
@@ -64,12 +82,8 @@ RULES = (
         "has no effect with objective.cfg={objective.cfg}, which turns guidance off: remove it"
         " (--set prompts.negative=), or change objective.cfg",
     ),
-    Rule(
-        lambda run: run.real.path and "discriminator" not in run.objective.roles,
-        "real.path",
-        "has no effect with objective.kind={objective.kind}, which has no discriminator: remove it,"
-        " or use objective.kind='gan'",
-    ),
+    *_without_discriminator("real", RealConfig()),
+    *_without_discriminator("discriminator", _DISCRIMINATOR),
     Rule(
         lambda run: not run.objective.k_condition and not run.objective.step_set,
         "objective.k_condition",
@@ -166,7 +180,7 @@ class RunConfig:
     """Optimiser of the student."""
     fake: OptimConfig = OptimConfig(lr=5e-4)
     """Optimiser of the fake."""
-    discriminator: OptimConfig = OptimConfig(lr=5e-4)
+    discriminator: OptimConfig = _DISCRIMINATOR
     """Optimiser of the discriminator heads of kind `gan`."""
     real: RealConfig = RealConfig()
     """Real videos or images for the discriminator of kind `gan`."""

@@ -6,6 +6,7 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from ..config import short
 from ..config.json_files import read_json
 from ..data.files import write_json
 from .bands import Finding, Verdict
@@ -47,16 +48,25 @@ class GuardRecord:
 
         Returns:
             The record; an empty one if the run has none.
+
+        Raises:
+            ValueError: The file is damaged, or not one of the guard.
         """
         path = Path(folder) / GUARD
         if not path.is_file():
             return GuardRecord()
-        kept = read_json(path)
-        checks = []
-        for check in kept["checks"]:
-            findings = tuple(Finding(**finding) for finding in check["findings"])
-            checks.append(GuardCheck(**(check | {"findings": findings})))
-        return GuardRecord(tuple(checks), kept["exported"])
+        try:
+            kept = read_json(path)
+            checks = []
+            for check in kept["checks"]:
+                findings = tuple(Finding(**finding) for finding in check["findings"])
+                checks.append(GuardCheck(**(check | {"findings": findings})))
+            return GuardRecord(tuple(checks), kept["exported"])
+        except (ValueError, LookupError, TypeError) as error:
+            raise ValueError(
+                f"{path} is not a record of the guard ({type(error).__name__}: {short(str(error))}):"
+                " delete it; the run then continues without its earlier comparisons"
+            ) from error
 
     def write(self, folder: Path) -> None:
         """Write the record to a run's folder.
@@ -184,4 +194,4 @@ class GuardRecord:
         if not check.findings:
             return f"{chosen} Its samples match the teacher's in all measures of the guard."
         problems = "; ".join(one.brief for one in check.findings)
-        return f"{chosen} **By the measures of the guard, it is not healthy:** {problems}."
+        return f"{chosen} **The guard found problems:** {problems}."

@@ -1,7 +1,7 @@
 """Rewards of CLIP models: agreement with the prompt, LAION's aesthetic score, HPS v2.1.
 
 Models are folders or hub names of a CLIPModel of transformers in safetensors. Weights are read at
-the first call; that they are there is checked at the start of a run.
+the first call; that the files contain all of them is checked at the start of a run.
 
 Shapes: B samples [B, 3, F, H, W] in [-1, 1], N images, D feature channels.
 """
@@ -15,10 +15,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as nnf
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ..backbones.weight_files import load_whole
+from ..config import short
 from ..config.json_files import read_object
+from ..data.reading import reading
 from .frames import chosen_frames
 
 DEFAULT = "openai/clip-vit-large-patch14"
@@ -37,11 +41,16 @@ class Clip:
         whole: Whether the model sees the whole image, with black bars, or its central square.
 
     Raises:
-        ValueError: Files of the model are missing.
+        ValueError: Files or weights of the model are missing.
     """
 
     def __init__(self, model: str, *, function: str, whole: bool = False):
         self.folder, self.whole = _find(model, function), whole
+        if lacking := lacking_of(self.folder, tokenizer=function != "aesthetic"):
+            raise ValueError(
+                f"rewards.model={model!r} for function={function!r} has no {lacking}: save a"
+                " CLIPModel of transformers with save_pretrained, with its tokenizer"
+            )
         self.side: int = read_object(self.folder / "config.json")["vision_config"]["image_size"]
 
     @functools.cached_property
@@ -49,8 +58,8 @@ class Clip:
         """The frozen model, in float32 on the CPU."""
         from transformers import CLIPModel
 
-        found = CLIPModel.from_pretrained(self.folder, use_safetensors=True)
-        return found.float().eval().requires_grad_(False)
+        found = load_whole(CLIPModel, self.folder, use_safetensors=True)
+        return found.float().requires_grad_(False)
 
     @functools.cached_property
     def tokenizer(self) -> Any:
@@ -182,15 +191,50 @@ def _features(found: Any) -> Tensor:
 def _find(model: str, function: str) -> Path:
     """Return the folder of a model, and download it if it is a hub name."""
     folder = Path(model)
-    if not folder.is_dir():
-        folder = _download(model, function)
-    if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
-        raise ValueError(
-            f"rewards.model={model!r} for function={function!r} has no config.json and"
-            " *.safetensors: save a CLIPModel of transformers with save_pretrained, with its"
-            " tokenizer"
-        )
-    return folder
+    return folder if folder.is_dir() else _download(model, function)
+
+
+def lacking_of(folder: Path, *, tokenizer: bool) -> str:
+    """Return what a folder lacks to be a complete CLIPModel of transformers.
+
+    transformers initialises missing weights at random and makes a tokenizer without words.
+
+    Args:
+        folder: The folder.
+        tokenizer: Whether its tokenizer is needed.
+
+    Returns:
+        A phrase for a message; "" if the folder is complete.
+
+    Raises:
+        ValueError: A file is damaged.
+    """
+    files = [path for path in sorted(folder.glob("*.safetensors")) if path.name != HEAD]
+    if not (folder / "config.json").is_file() or not files:
+        return "config.json and *.safetensors"
+    if read_object(folder / "config.json").get("model_type") != "clip":
+        return 'config.json with "model_type": "clip"'
+    words = [["tokenizer.json"], ["vocab.json", "merges.txt"]]
+    if tokenizer and not any(all((folder / name).is_file() for name in each) for each in words):
+        return "tokenizer.json, or vocab.json and merges.txt"
+    stored: dict[str, list[int]] = {}
+    for path in files:
+        with reading(path), safe_open(path, "pt") as file:
+            stored |= {name: file.get_slice(name).get_shape() for name in file.keys()}
+    wanted = _shapes(folder)
+    missing = [name for name, shape in wanted.items() if stored.get(name) != shape]
+    if missing:
+        return f"weights of {len(missing)} of {len(wanted)} parameters, e.g. {short(missing[0])}"
+    return ""
+
+
+def _shapes(folder: Path) -> dict[str, list[int]]:
+    """Return the shapes of the model's parameters by name."""
+    from transformers import CLIPConfig, CLIPModel
+
+    with torch.device("meta"):
+        network = CLIPModel(CLIPConfig.from_pretrained(folder))
+    return {name: list(each.shape) for name, each in network.named_parameters()}
 
 
 def _download(model: str, function: str) -> Path:

@@ -80,7 +80,7 @@ def find_function(name: str, model: str = "") -> Function:
 def _import(name: str, remedy: str) -> Any:
     """Import 'package.module:name'."""
     module, _, attribute = name.partition(":")
-    if not attribute:
+    if not module or not attribute:
         raise ValueError(f"rewards.function={name!r} is unknown: {remedy}")
     try:
         found = getattr(importlib.import_module(module), attribute, None)
@@ -88,6 +88,11 @@ def _import(name: str, remedy: str) -> Any:
         raise ValueError(
             f"rewards.function={name!r} cannot be imported ({error}): install its package, or add"
             " its folder to PYTHONPATH"
+        ) from error
+    except Exception as error:
+        raise ValueError(
+            f"rewards.function={name!r} cannot be imported: {module} raises"
+            f" {type(error).__name__} ({error}): correct the module"
         ) from error
     if not callable(found):
         raise ValueError(f"rewards.function={name!r}: {module} has no such function; {remedy}")

@@ -101,6 +101,8 @@ def _train(config: RunConfig, world: launch.World, resume: str, commands: dict[s
     if world.primary:
         _write_settings(run, config, commands)
         remove_partial_files(config.folder, checkpoints)
+    guard = Guard(run, start)
+    checkpoints.best = guard.record.best
     monitor = Monitor(
         config.folder,
         total=config.steps,
@@ -109,8 +111,6 @@ def _train(config: RunConfig, world: launch.World, resume: str, commands: dict[s
         saved=path,
         tracker=open_tracker(config, start=start, resumed=path is not None),
     )
-    guard = Guard(run, start)
-    checkpoints.best = guard.record.best
     try:
         _warn(guard, monitor, start)
         unchecked = path if path and checkpoints.is_unchecked(path) else None

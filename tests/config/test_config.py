@@ -191,6 +191,8 @@ def test_an_unknown_setting_is_named_with_those_that_are_near(load, data, settin
         ({"steps": "many"}, "steps='many'"),
         ({"steps": 2.5}, "steps=2.5"),
         ({"steps": True}, "steps=True"),
+        ({"parallel": {"gradient_checkpointing": "True"}}, "write true or false"),
+        ({"parallel": {"compile": "True"}}, "'auto', true, false"),
         ({"student": {"lr": "1e-4"}}, "student.lr='1e-4'"),
         ({"parallel": {"compile": 1}}, "parallel.compile=1"),
         ({"name": 2024}, """--set 'name="2024"'"""),
@@ -277,6 +279,8 @@ def test_what_is_wrong_is_named_with_its_value(load, data, fact):
             ("parallel.share_base=false", "training='full'"),
         ),
         ({"real": {"path": "clips"}}, ("real.path='clips'", "objective.kind='tdm'", "'gan'")),
+        ({"real": {"limit": 3}}, ("real.limit=3", "objective.kind='tdm'")),
+        ({"discriminator": {"lr": 0.1}}, ("discriminator.lr=0.1", "objective.kind='tdm'")),
         (
             {"objective": {"k_condition": False}},
             ("objective.k_condition=false", "objective.step_set"),
@@ -311,11 +315,13 @@ def test_a_setting_that_would_do_nothing_beside_another_is_refused(load, data, f
         ("=3", ("--set '=3'",)),
         ("steps.x=3", ("--set 'steps.x=3'", "'steps'")),
         ("studnet.lr=1", ("'studnet'", "'student'")),
+        ("name=1e5", ("""--set 'name="..."'""",)),
+        ("student.betas.0=1", ("'betas' is a list", "--set 'student.betas=[...]'")),
     ],
 )
 def test_a_wrong_override_is_named(load, override, facts):
     with refused(*facts):
-        load({"steps": 5}, override)
+        load({"steps": 5, "student": {"betas": [0, 0.9]}}, override)
 
 
 def test_a_missing_file_is_named(tmp_path):

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+from refusals import refused
 
 from tdmvid.config import RunConfig, to_dict
 from tdmvid.guard.bands import BANDS, FAR, judge, not_finite
@@ -173,8 +174,8 @@ def test_only_students_whose_checkpoints_are_kept_can_be_chosen():
 
 def test_a_card_says_which_student_it_is_of_and_whether_it_is_healthy():
     record = record_of(1.1, 5.0)
-    assert "100 of 200" in record.story(100, 200) and "not healthy" not in record.story(100, 200)
-    assert "not healthy" in record.story(200, 200) and "of 200" not in record.story(200, 200)
+    assert "100 of 200" in record.story(100, 200) and "problems" not in record.story(100, 200)
+    assert "**The guard found problems:**" in record.story(200, 200) and "of 200" not in record.story(200, 200)
     assert record.story(150, 200) == ""
 
 
@@ -182,6 +183,13 @@ def test_the_end_of_a_run_speaks_of_the_exported_student():
     record = record_of(1.1, 5.0)
     assert "NOT HEALTHY after 200" in record.summary()
     assert "NOT" not in dataclasses.replace(record, exported=100).summary()
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"checks": [{"step": 1}], "exported": 0}'])
+def test_a_record_that_cannot_be_read_is_named_with_a_remedy(tmp_path, text):
+    (tmp_path / "guard.json").write_text(text)
+    with refused(str(tmp_path / "guard.json"), "not a record of the guard", "delete it"):
+        GuardRecord.read(tmp_path)
 
 
 @pytest.mark.parametrize("name", BANDS)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from families.stable_diffusion import clip_tokenizer
 from refusals import refused
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPModel
 
 from tdmvid.rewards import find_function
@@ -102,6 +102,45 @@ def test_missing_weights_are_named_before_anything_is_loaded(folder, tmp_path, l
     if lacking == "config.json":
         (tmp_path / "config.json").unlink(missing_ok=True)
     with refused(f"rewards.model={str(tmp_path)!r}", "clip", "save_pretrained"):
+        find_function("clip", str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "lacking"),
+    [("clip", "vocab.json"), ("hps", "merges.txt"), ("aesthetic", "")],
+)
+def test_a_model_that_reads_prompts_needs_its_tokenizer(folder, tmp_path, name, lacking):
+    """transformers would make a tokenizer without words, and every prompt would be the same."""
+    for file in ("config.json", "model.safetensors", HEAD):
+        (tmp_path / file).write_bytes((folder / file).read_bytes())
+    if not lacking:
+        find_function(name, str(tmp_path))
+        return
+    with refused(f"rewards.model={str(tmp_path)!r}", lacking, "with its tokenizer"):
+        find_function(name, str(tmp_path))
+
+
+def test_weights_under_other_names_are_missing(folder, tmp_path):
+    """transformers would initialise them at random, and differently in every process."""
+    for file in folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    weights = load_file(tmp_path / "model.safetensors")
+    total = len(weights)
+    save_file({f"visual.{key}": value for key, value in weights.items()}, tmp_path / "a.safetensors")
+    (tmp_path / "model.safetensors").unlink()
+    with refused(f"rewards.model={str(tmp_path)!r}", f"{total} of {total} parameters", "e.g."):
+        find_function("clip", str(tmp_path))
+    part = dict(list(weights.items())[1:])
+    save_file(part, tmp_path / "model.safetensors")
+    with refused("1 of", repr(next(iter(weights)))):
+        find_function("hps", str(tmp_path))
+
+
+def test_another_kind_of_model_is_refused(folder, tmp_path):
+    for file in folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "config.json").write_text('{"model_type": "t5"}')
+    with refused(f"rewards.model={str(tmp_path)!r}", '"model_type": "clip"'):
         find_function("clip", str(tmp_path))
 
 

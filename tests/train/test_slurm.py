@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -133,9 +134,12 @@ def start_job(
     comment: str = "",
     config="a.json",
     place: Path = SLURM,
+    options: Sequence[str] = (),
     **environment: str,
 ) -> subprocess.CompletedProcess[str]:
-    """Run an sbatch file. `place` is the folder of the original file."""
+    """Run an sbatch file. `place` is the folder of the original file, `options` are those of
+    `tdmvid train`.
+    """
     said = tmp_path / "said"
     for name, script in {
         "srun": f'echo "$HEAD" "${{SLURM_GPUS_PER_NODE-}}" "$@" > {said}; exit {status}',
@@ -159,7 +163,7 @@ def start_job(
     }
     copy = shutil.copy(SLURM / batch, tmp_path / "slurm_script")  # like Slurm
     return subprocess.run(
-        ["bash", str(copy), config],
+        ["bash", str(copy), config, *options],
         cwd=tmp_path,
         env=there | environment,
         capture_output=True,
@@ -184,6 +188,20 @@ def test_the_job_gives_its_task_all_cpus_waits_for_the_last_and_is_queued_again_
         and started.endswith(f"{SLURM / 'node.sh'} --config a.json --resume auto")
     )
     assert ("requeue 12" in asked) == queued
+
+
+@pytest.mark.parametrize("restarts, last", [("0", "runs/a/checkpoints/step_5"), ("2", "auto")])
+def test_a_checkpoint_that_the_user_names_is_for_the_first_start_only(tmp_path, restarts, last):
+    """Otherwise every start would go back to it, and delete what the one before has saved."""
+    start_job(
+        tmp_path,
+        "one_node.sbatch",
+        options=["--resume", "runs/a/checkpoints/step_5"],
+        SLURM_RESTART_COUNT=restarts,
+    )
+    started = (tmp_path / "said").read_text().split()
+    assert started[started.index("--config") :][2:4] == ["--resume", "auto"]
+    assert started[-2:] == ["--resume", last]
 
 
 @pytest.mark.parametrize(
