@@ -56,7 +56,7 @@ def test_a_run_that_is_to_stop_stops_and_leaves_a_report(tiny_run, tmp_path, mon
     with refused("guard.action='stop'", error=TrainingStopped):
         train(tiny_run(out, *OFTEN, "guard.action=stop"))
     assert not (out / "checkpoints").exists() or not any((out / "checkpoints").iterdir())
-    assert "The guard found problems" in (out / "report.html").read_text()
+    assert "not healthy" in (out / "report.html").read_text()
     told = capsys.readouterr().err
     assert "warning: guard, 1 iterations" in told
     assert "in a new run" in told, "a resume refuses other settings"
@@ -72,7 +72,7 @@ def test_a_slow_fake_is_told_before_the_first_iteration(tiny_run, tmp_path, caps
     board.Reload()
     assert board.Tags()["tensors"]
     page = (out / "report.html").read_text()
-    assert "The guard found problems" in page and "guard.fake_rate" in page
+    assert "not healthy" in page and "guard.fake_rate" in page
     assert kept(out)["checks"][0]["findings"][0]["measure"] == "fake_rate"
 
 
@@ -94,7 +94,7 @@ def test_a_run_whose_loss_is_not_finite_says_so_in_the_report(tiny_run, tmp_path
     with refused("student", error=TrainingStopped):
         train(tiny_run(out, "steps=3", "max_bad_steps=1"))
     page = (out / "report.html").read_text()
-    assert "The guard found problems" in page and "loss or gradient is not finite" in page
+    assert "not healthy" in page and "loss or gradient is not finite" in page
 
 
 def test_a_run_without_a_guard_compares_nothing(tiny_run, tmp_path):
@@ -144,7 +144,7 @@ def test_a_broken_run_says_so_in_tensorboard_and_in_the_report(broken):
     findings = [finding for check in kept(broken)["checks"] for finding in check["findings"]]
     assert findings and board.Tags()["tensors"]
     page = (broken / "report.html").read_text()
-    assert "The guard found problems" in page and 'class="calls"' not in page
+    assert "not healthy" in page and 'class="calls"' not in page
     assert "not scored yet" in page
 
 
