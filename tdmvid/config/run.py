@@ -30,6 +30,8 @@ _DISCRIMINATOR = OptimConfig(lr=5e-4)
 def _without_discriminator(section: str, default: RealConfig | OptimConfig) -> Iterator[Rule]:
     """Yield rules against settings of a section that only a discriminator reads."""
     for field in fields(default):
+        if field.name == "cache":  # a place, which may be given for all runs
+            continue
         dotted, usual = f"{section}.{field.name}", getattr(default, field.name)
         yield Rule(
             lambda run, dotted=dotted, usual=usual: (

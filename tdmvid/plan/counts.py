@@ -103,7 +103,7 @@ class Pipeline:
     image: int = 0
     """Bytes of the cached condition of one given image."""
     latent: int = 0
-    """Number of values of one latent; 0 without rewards."""
+    """Number of values of one latent; 0 without rewards and discriminator."""
     scored: int = 0
     """Peak bytes of tensors while the frames that rewards get are decoded; 0 without any."""
     decoding_flops: float = 0.0
@@ -255,13 +255,13 @@ def count_pipeline(networks: Outline) -> Pipeline:
     config, folder, family = networks.config, networks.folder, networks.family
     vae, decoding = _autoencoder(config, folder, family, networks.network)
     latent, scored, flops = 0, 0, 0.0
-    if config.rewards:
-        whole = config.video.frames
+    whole = config.video.frames
+    if config.rewards or "discriminator" in config.objective.roles:
         latent = math.prod(_empty_vae(networks, whole)[1])
-        if frames := decoded_frames(config.rewards, whole):
-            flops = decoding_flops(*_empty_vae(networks, frames))
-            short = frames < whole
-            scored = decoding_bytes(*_empty_vae(networks, frames)) if short else decoding
+    if config.rewards and (frames := decoded_frames(config.rewards, whole)):
+        flops = decoding_flops(*_empty_vae(networks, frames))
+        short = frames < whole
+        scored = decoding_bytes(*_empty_vae(networks, frames)) if short else decoding
     return Pipeline(
         text=family.spec.text_bytes(folder, config.model),
         vae=vae,

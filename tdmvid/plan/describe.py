@@ -207,7 +207,8 @@ def _guard(plan: Plan) -> str:
 
 def _ranks(plan: Plan) -> str:
     if plan.ranks == 1:
-        return "1, without DeepSpeed"
+        stage = plan.config.parallel.zero_stage
+        return f"1, with DeepSpeed, ZeRO-{stage}" if plan.by_deepspeed else "1, without DeepSpeed"
     share = plan.config.parallel.sequence
     sharing = f" x {share} sequence parallel" if share > 1 else ""
     stage = plan.config.parallel.zero_stage

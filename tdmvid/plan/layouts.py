@@ -113,8 +113,8 @@ def find_layouts(
         raise ValueError(
             f"no layout on {ranks} x {terms.device.name} fits in {limit / GIB:.1f} GiB per device:"
             f" the smallest needs {least.total() / GIB:.1f} GiB while {least.narrowest}; use more"
-            " or larger devices, or run `tdmvid plan --device-memory` without --gpus to see which"
-            " settings to reduce"
+            f" or larger devices, or run `tdmvid plan --ranks {ranks} --device-memory"
+            f" {terms.device.memory:g}` without --nodes and --gpus to see which settings to reduce"
         )
     chosen: dict[tuple[Any, ...], Layout] = {}
     for layout in fitting:

@@ -128,11 +128,12 @@ def _storage(plan: Plan) -> Iterator[Row]:
     else:
         yield "download", "none, model.path is a local folder"
     images = f" {gib(storage.images)} of given images," if storage.images else ""
+    real = f" {gib(storage.real)} of real latents," if storage.real else ""
     yield (
         "disk",
         f"{storage.total / GIB:,.1f} GiB: {'the download, ' * bool(storage.download)}"
         f"{gib(storage.embeddings)} of embeddings,"
-        f"{images} {gib(storage.checkpoints)} of checkpoints,"
+        f"{images}{real} {gib(storage.checkpoints)} of checkpoints,"
         f" {gib(storage.export)} of exported weights;"
         " samples not included",
     )

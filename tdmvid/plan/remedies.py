@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -43,7 +44,12 @@ class Remedy:
         return bool(self.changes)
 
     def __str__(self) -> str:
-        notes = {"sequence": f" on {self.ranks} ranks", "offload": " (with DeepSpeed)"}
+        batch = self.plan.config.batch
+        notes = {
+            "sequence": f" on {self.ranks} ranks",
+            "offload": " (with DeepSpeed)",
+            "micro": "" if batch.total else f" and batch.accumulation={batch.accumulation}",
+        }
         return " and ".join(
             f"{SECTIONS.get(key, 'parallel')}.{key}={str(value).lower()}" + notes.get(key, "")
             for key, value in self.changes.items()
@@ -154,7 +160,8 @@ def _smaller(best: Remedy) -> Iterator[Remedy]:
         attempts += [{"micro": config.batch.micro // 2}, {"micro": 1}]
     one = {"micro": 1} if config.batch.micro > 1 else {}
     for share in (2, 4):
-        fewer = {"frames": (video.frames - 1) // share // 8 * 8 + 1} if video.frames > 1 else {}
+        frames = (video.frames - 1) // share // 8 * 8 + 1
+        fewer = {"frames": frames} if frames > 1 else {}  # a video stays a video
         sides = {
             name: max(getattr(video, name) // share // SIDES * SIDES, SIDES)
             for name in ("height", "width")
@@ -218,10 +225,13 @@ def _without_excess(remedy: Remedy, plan: Plan, limit: float) -> Remedy:
 
 
 def _changed(config: RunConfig, changes: dict[str, Any]) -> RunConfig:
-    """Return the config with other settings; `batch.total` is split again."""
+    """Return the config with other settings and the same number of samples per iteration."""
     sections: dict[str, dict[str, Any]] = {}
-    if config.batch.total:
+    batch = config.batch
+    if batch.total:  # it is split again
         sections["batch"] = {"accumulation": 1}
+    elif micro := changes.get("micro"):
+        sections["batch"] = {"accumulation": math.ceil(batch.micro * batch.accumulation / micro)}
     for key, value in changes.items():
         sections.setdefault(SECTIONS.get(key, "parallel"), {})[key] = value
     return replace(

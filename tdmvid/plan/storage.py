@@ -5,8 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..backbones.dtype import torch_dtype
 from ..backbones.registry import published_bytes
+from ..config import RunConfig
 from ..config.resources import find_model
+from ..data.latents import real_files
+from .counts import bytes_per_value
 from .plan import Plan
 
 
@@ -24,6 +28,8 @@ class Storage:
     """Embeddings of the prompts."""
     images: float
     """Conditions of the given images; 0 for a model without images."""
+    real: float
+    """Latents of the real videos or images; 0 without a discriminator."""
     checkpoints: float
     """All checkpoints that are kept, including the best one, and the one being written."""
     export: float
@@ -31,7 +37,7 @@ class Storage:
     @property
     def written(self) -> float:
         """Bytes that the run writes."""
-        return self.embeddings + self.images + self.checkpoints + self.export
+        return self.embeddings + self.images + self.real + self.checkpoints + self.export
 
     @property
     def total(self) -> float:
@@ -58,6 +64,7 @@ def count_storage(plan: Plan) -> Storage:
     several = config.log.checkpoint_every or config.keeps_best
     kept = config.log.keep_checkpoints + 1 if several else 1
     kept += config.keeps_best
+    latent_bytes = pipeline.latent * bytes_per_value(torch_dtype(config.model))
     students = len(config.objective.step_set) or 1
     copies = 2 if config.model.adapters and config.trains_lora else 1  # with the user's LoRAs
     return Storage(
@@ -65,6 +72,14 @@ def count_storage(plan: Plan) -> Storage:
         listed=listed,
         embeddings=float(plan.prompts * pipeline.embedding),
         images=float(plan.prompts * pipeline.image),
+        real=float(_real_samples(config) * latent_bytes),
         checkpoints=float(kept * plan.state),
         export=4.0 * weights.trainable * students * copies,
     )
+
+
+def _real_samples(config: RunConfig) -> int:
+    """Return the number of real videos or images that are encoded."""
+    if "discriminator" not in config.objective.roles:
+        return 0
+    return len(real_files(config.real, frames=config.video.frames))

@@ -6,13 +6,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from refusals import refused
 
+from tdmvid.backbones.registry import load_backbone
 from tdmvid.config import load_config
 from tdmvid.plan.describe import describe
 from tdmvid.plan.make import make_plan
 from tdmvid.plan.plan import PASSING
 from tdmvid.plan.remedies import check_fit
+from tdmvid.plan.storage import count_storage
 from tdmvid.plan.units import GIB
 from tdmvid.train.trainer import train
 
@@ -296,6 +299,25 @@ def test_every_shipped_config_is_planned_without_weights_or_network(path, monkey
 def test_the_plan_says_how_ranks_share_the_work(tiny_run, tmp_path, ranks, sequence, row, plan):
     text = plan(tiny_run(tmp_path, f"parallel.sequence={sequence}"), ranks=ranks)
     assert re.search(f"^{row}$", text, re.M)
+
+
+def test_the_plan_says_if_one_rank_uses_deepspeed(tiny_run, tmp_path, plan):
+    text = plan(tiny_run(tmp_path, "parallel.offload=all"))
+    assert re.search("^ranks +1, with DeepSpeed, ZeRO-3$", text, re.M)
+
+
+def test_the_disk_row_counts_the_latents_of_real_videos(tiny_run, tmp_path):
+    """The latents that training caches have the planned size."""
+    config = tiny_run(tmp_path / "run", "objective.kind=gan", f"real.path={tmp_path}")
+    for number in range(3):
+        (tmp_path / f"{number}.mp4").touch()
+    plan = make_plan(config)
+    backbone = load_backbone(config.model, config.video)
+    clip = torch.zeros(1, 3, config.video.frames, config.video.height, config.video.width)
+    latents = backbone.encode(clip)
+    assert count_storage(plan).real == 3 * latents.nbytes
+    assert "of real latents" in describe(plan)
+    assert count_storage(make_plan(tiny_run(tmp_path / "run"))).real == 0
 
 
 def test_the_plan_writes_numbers_as_people_do(tiny_run, tmp_path, planned):

@@ -54,7 +54,11 @@ def test_less_is_generated_where_no_setting_helps_and_that_was_planned(tiny_run,
 
     made = planned(tiny_run(tmp_path, "batch.micro=64"))
     found = next(_smaller(Remedy({}, 1, made)))
-    assert str(found) == "batch.micro=32" and found.plan.total() < made.total()
+    assert str(found) == "batch.micro=32 and batch.accumulation=2"
+    assert found.plan.total() < made.total()
+    for each in _smaller(Remedy({}, 1, made)):
+        assert each.plan.config.batch.micro * each.plan.config.batch.accumulation >= 64
+        assert each.plan.config.video.frames > 1, "a remedy does not turn videos into images"
 
 
 @pytest.mark.slow
