@@ -34,17 +34,25 @@ MEASURES = {
     "saturation": "Largest minus smallest colour value of a pixel",
     "clipped": "Share of colour values at the end of their range",
     "sharpness": "Mean absolute Laplacian of the brightness",
-    "seeds": "Distance between videos of one prompt from different noise",
-    "prompts": "Distance between videos of different prompts",
+    "seeds": "Distance between samples of one prompt from different noise",
+    "prompts": "Distance between samples of different prompts",
     "latents": "Distance of the latents' means and deviations from the teacher's",
 }
 """The guard's measure to what it is."""
 
 
-def healthy_range(metric: str) -> tuple[float, float] | None:
-    """Return the range of a metric's healthy values, or None if it is not known."""
+def usual_range(metric: str, *, demo: bool) -> tuple[float, float] | None:
+    """Return the guard's band of a metric, or None if it has none.
+
+    Args:
+        metric: The metric.
+        demo: Whether the run is one of the demo's teacher, whose other metrics have known ranges.
+            They depend on the teacher.
+    """
     band = guard_band(metric)
-    return (band.low, band.high) if band else DEMO.get(metric)
+    if band:
+        return band.low, band.high
+    return DEMO.get(metric) if demo else None
 
 
 def guard_band(metric: str) -> Band | None:

@@ -27,6 +27,8 @@ from .tables import evaluation_tables, score_table, scores_of_student
 from .usage import Export, commands, links, read_export, score_command
 
 REPORT = "report.html"
+DEMO_TEACHER = "shapes"
+"""Model path of the demo, whose usual ranges are shaded in the plots."""
 
 
 def write_report(out: Path) -> Path:
@@ -37,6 +39,8 @@ def write_report(out: Path) -> Path:
     scores = score_table(scores_of_student(out, "scores.json"))
     metrics = read_metrics(out / METRICS) if (out / METRICS).exists() else {"step": []}
     recorded = (_load(out / "commands.json") or {"commands": []})["commands"]
+    demo = (config or {}).get("model", {}).get("path") == DEMO_TEACHER
+    frames = (config or {}).get("video", {}).get("frames")
     record, export, evaluations = GuardRecord.read(out), read_export(out), evaluation_tables(out)
     page = _template().render(
         title=(config or {}).get("name") or out.resolve().name,
@@ -52,7 +56,9 @@ def write_report(out: Path) -> Path:
         facts=_facts(metrics),
         gallery=gallery,
         trajectories=_trajectories(out / "gallery"),
-        panels=plots.panels(metrics, (config or {}).get("log", {})),
+        noun="image" if frames == 1 else "video",
+        demo=demo,
+        panels=plots.panels(metrics, (config or {}).get("log", {}), demo=demo),
         plot=plots,
         scores=scores,
         rewards=reward_table(metrics, record),

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .meanings import GUARD, guard_band, healthy_range, sentence
+from .meanings import GUARD, guard_band, sentence, usual_range
 from .slow_steps import SLOW, SlowStep, find_slow_steps, summarize
 
 WIDTH, HEIGHT = 380, 200
@@ -23,6 +23,8 @@ LEFT, RIGHT, TOP, BOTTOM = 54, 372, 10, 176
 COLOURS = 6
 BOOKKEEPING = {"step", "epoch", "time", "wall", "samples", "k", "K"}
 _BINS = 220  # points of a drawn line; more would be finer than the screen
+_LARGEST = 1e150
+"""Largest end of an axis; differences of larger numbers overflow."""
 _LOG_SPREAD = 20.0  # a panel whose values spread by more is drawn on a log scale
 
 
@@ -74,7 +76,9 @@ class Panel:
     """Lines of text on the marks; the first one says what is marked."""
 
 
-def panels(metrics: dict[str, list[float]], log: Mapping[str, Any] | None = None) -> list[Panel]:
+def panels(
+    metrics: dict[str, list[float]], log: Mapping[str, Any] | None = None, *, demo: bool = False
+) -> list[Panel]:
     """Lay out one panel per group of scalars, in order of first appearance.
 
     A group is what stands before "/" in a name; each of the guard's measures is its own.
@@ -82,6 +86,7 @@ def panels(metrics: dict[str, list[float]], log: Mapping[str, Any] | None = None
     Args:
         metrics: columns of metrics.jsonl.
         log: settings `log.*` of the run, which say when it saved and sampled.
+        demo: whether the run has the demo's teacher, see `usual_range`.
     """
     steps = np.asarray(metrics["step"], dtype=float)
     groups: dict[str, dict[str, np.ndarray]] = {}
@@ -95,7 +100,7 @@ def panels(metrics: dict[str, list[float]], log: Mapping[str, Any] | None = None
         return []
     median, slow = find_slow_steps(metrics, log or {})
     return [
-        _panel(name, steps, group, median, slow if name == "seconds" else [])
+        _panel(name, steps, group, median, slow if name == "seconds" else [], demo)
         for name, group in groups.items()
     ]
 
@@ -200,6 +205,7 @@ def _panel(
     group: dict[str, np.ndarray],
     median: float,
     slow: list[SlowStep],
+    demo: bool,
 ) -> Panel:
     """Lay out one group of scalars; values that are not finite are left out."""
     finite = {name: np.isfinite(values) for name, values in group.items()}
@@ -215,7 +221,7 @@ def _panel(
         own, known = finite[name], values[finite[name]]
         curve = smoothed(known)
         metric = f"{key}/{name}" if name else key
-        healthy = healthy_range(metric)
+        usual = usual_range(metric, demo=demo)
         lines.append(
             Line(
                 metric=metric,
@@ -224,7 +230,7 @@ def _panel(
                 **_draw(axes, steps[own], known, curve),
                 last=short(curve[-1]) if len(curve) else "none",
                 note=_note(metric, own),
-                band=axes.band(*healthy) if healthy else None,
+                band=axes.band(*usual) if usual else None,
             )
         )
         hover.append(_hover(where, steps[own], curve))
@@ -287,7 +293,7 @@ def _range(curves: list[np.ndarray]) -> tuple[bool, float, float]:
     values = np.concatenate(curves)
     if not len(values):
         return False, 0.0, 1.0
-    low, high = np.percentile(values, [0.5, 99.5]).tolist()
+    low, high = np.clip(np.percentile(values, [0.5, 99.5]), -_LARGEST, _LARGEST).tolist()
     if values.min() > 0 and high / low > _LOG_SPREAD:
         return True, low / 1.2, high * 1.2
     pad = 0.06 * (high - low) or 0.1 * abs(high) or 1.0

@@ -118,6 +118,15 @@ def test_writing_again_replaces_the_page_and_leaves_nothing_else(tmp_path):
     assert "old" not in (tmp_path / "report.html").read_text().split("<body>")[1]
 
 
+@pytest.mark.parametrize("frames, noun, other", [(1, "image", "video"), (9, "video", "image")])
+def test_the_page_of_an_image_run_speaks_of_images(tmp_path, frames, noun, other):
+    gallery(tmp_path)
+    write(tmp_path / "config.json", {"video": {"frames": frames}})
+    page = write_report(tmp_path).read_text()
+    assert f"network calls per {noun}" in page and f"network calls per {other}" not in page
+    assert ('id="play"' in page) == (noun == "video")
+
+
 def test_a_student_that_is_not_healthy_has_no_proud_head(tmp_path):
     for part in PARTS.values():
         part(tmp_path)

@@ -67,6 +67,12 @@ def test_numbers_are_short():
     assert {value: plots.short(value) for value in numbers} == numbers
 
 
+@pytest.mark.parametrize("values", [[1e308, -1e308, 0.0], [1e-300, 1e308, 1.0]])
+def test_the_numbers_of_a_diverged_run_are_drawn(values):
+    (panel,) = plots.panels({"step": [0, 1, 2], "loss": values})
+    assert panel.y_ticks and "nan" not in panel.lines[0].raw
+
+
 def test_ticks_are_round_and_inside():
     assert plots.ticks(0, 2000, 5) == [0, 500, 1000, 1500, 2000]
     assert plots.ticks(0.1, 0.32, 5) == pytest.approx([0.1, 0.15, 0.2, 0.25, 0.3])
@@ -77,7 +83,9 @@ def test_ticks_are_round_and_inside():
 def test_bands_lie_behind_the_curves_that_have_one():
     """A guard's measure has a panel of its own, whose middle is the teacher's value."""
     columns = {"step": [0, 1, 2], "guard/motion": [0.5, 1.0, 1.5], "guard/contrast": [1, 1, 1]}
-    panels = plots.panels(columns | {"loss/fake": [0.01, 0.02, 0.05], "loss/else": [1, 1, 1]})
+    columns |= {"loss/fake": [0.01, 0.02, 0.05], "loss/else": [1, 1, 1]}
+    assert not any(line.band for line in plots.panels(columns)[2].lines), "of the demo alone"
+    panels = plots.panels(columns, demo=True)
     assert [panel.title for panel in panels] == ["guard/motion", "guard/contrast", "loss"]
     assert all(panel.lines[0].band for panel in panels[:2])
     for panel in panels[:2]:
