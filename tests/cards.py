@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def card_blocks(folder, base=None):
-    """Return the Python blocks of a card.
+    """Return the Python blocks of a card, without the line that needs a GPU.
 
     Args:
         folder: The student's folder.
@@ -15,9 +15,9 @@ def card_blocks(folder, base=None):
     trained = json.loads((Path(folder) / "export.json").read_text())["model"]["path"]
     text = (Path(folder) / "README.md").read_text()
     return [
-        block.replace("path/to/this/folder", str(folder)).replace(
-            f'"path/to/{Path(trained).name}"', json.dumps(str(base or trained))
-        )
+        re.sub(r"pipe\.to\(.*\n", "", block)
+        .replace("path/to/this/folder", str(folder))
+        .replace(f'"path/to/{Path(trained).name}"', json.dumps(str(base or trained)))
         for block in re.findall(r"```python\n(.*?)```", text, re.S)
     ]
 

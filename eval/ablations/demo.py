@@ -91,12 +91,13 @@ class DemoSuite(Table):
     note = f"""Every student has 4 steps. Each evaluation has {CAPTIONS * EACH:,} videos of held-out
 captions, with captions and noise of its own. `right` is the share of videos with every attribute of
 their caption. The distance is the Fréchet distance to the ground truth. The variants of the demo
-change what their name says and nothing else; the demo has a rate of the fake of 2.5 x the student's.
-The other methods train for as many iterations as fit into the processor time of the demo. This number is measured on each run,
-by alternating iterations of both. Seconds of different machines differ, so compare iterations.
-Other methods and variants have at most {Other.most_seeds} training seeds. Other methods have the demo's learning rates; no rate
-was searched for them. DMD2 has no adversarial term. Consistency distillation has a rate of 1e-4,
-because it collapses with the demo's. It is not stable with either, so it is no fair baseline."""
+change what their name says and nothing else. The demo's fake has 2.5 times the student's rate. The
+other methods train for as many iterations as fit into the processor time of the demo. This number
+is measured on each run, by alternating iterations of both. Seconds of different machines differ, so
+compare iterations. Other methods and variants have at most {Other.most_seeds} training seeds. Other
+methods have the demo's learning rates; no rate was searched for them. DMD2 has no adversarial term.
+Consistency distillation has a rate of 1e-4, because it collapses with the demo's. It is not stable
+with either, so it is no fair baseline."""
 
     def __init__(self, iterations: int = 0):
         self.iterations = iterations or load_config(DEMO).steps

@@ -207,20 +207,24 @@ def check_card(folder: Path) -> None:
         _compare_times(card, "lists", found, trained)
 
 
-def check_grid(timesteps: Sequence[float], folder: Path) -> None:
+def check_grid(timesteps: Sequence[float], place: Path) -> None:
     """Check that a student is exported with the timesteps of its own export.json, if it has one.
 
     Args:
         timesteps: Timesteps to export it with.
-        folder: The student's folder.
+        place: The student's folder, or its file. export.json beside a file counts if it lists it.
 
     Raises:
         ValueError: export.json has others.
     """
-    trained = read_facts(folder).get("timesteps")
+    folder = place if place.is_dir() else place.parent
+    beside = folder / FACTS
+    facts = read_facts(folder) if place.is_dir() or beside.is_file() else {}
+    own = place.is_dir() or place.name in facts.get("files", ())
+    trained = facts.get("timesteps") if own else None
     if trained and not _near(timesteps, trained):
         raise ValueError(
-            f"timesteps={_listed(timesteps)}: {Path(folder) / FACTS} says that this student was"
+            f"timesteps={_listed(timesteps)}: {beside} says that this student was"
             f" trained at {_listed(trained)}: use these"
         )
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from .given import refuse_ignored
 from .options import STUDENT, output_folder
+from .sampler_options import add_base, add_cache, given_base
 
 if TYPE_CHECKING:
     from ..backbones.base import Backbone
@@ -26,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `tdmvid score conditions` to a parser."""
     parser.add_argument("lora", type=Path, help=STUDENT)
     parser.add_argument("--out", type=output_folder, required=True, help="output directory")
+    add_base(parser)
     parser.add_argument("--prompt", action="append", required=True, help="can be repeated")
     parser.add_argument("--count", type=int, default=8, help="seeds per prompt")
     parser.add_argument(
@@ -49,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="ground-truth videos of the Fréchet distance on the shapes world",
     )
     parser.add_argument("--batch", type=int, default=8, help="samples per batch")
+    add_cache(parser)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -75,8 +78,8 @@ def run(args: argparse.Namespace) -> None:
             f"{args.lora} has no students for other numbers of steps next to it: use a student of a"
             " run with objective.step_set"
         )
-    world = launch.start("none")
-    backbone = load_for_sampling(world, student=args.lora)
+    world = launch.start_alone()
+    backbone = load_for_sampling(world, student=args.lora, **given_base(args))
     shots = plan_shots(args.prompt, range(args.count), frames=backbone.size.frames)
     grid = sample_conditions(
         students,
@@ -87,6 +90,7 @@ def run(args: argparse.Namespace) -> None:
         world=world,
         teacher=teacher_of(backbone, args.lora, steps=args.teacher_steps, cfg=args.cfg),
         batch=args.batch,
+        cache=args.cache,
         further=_judged(backbone, args),
     )
     for row in table(grid):

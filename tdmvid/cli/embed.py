@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> None:
     from ..parallel import launch
     from ..train.prepare import prepare_embeddings
 
-    world = launch.start("none", config.parallel.timeout_minutes)
+    world = launch.start_alone()
     _, family = find_family(config.model, weights=False)
     read_run_items(config, takes_images=family.takes_images)  # check before the base is loaded
     backbone = load_teacher(config.model, config.video)  # its LoRAs may change the text encoder

@@ -20,6 +20,7 @@ sampled and compared; above tolerance nothing is written, and nothing uploaded.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -198,6 +199,9 @@ def run(args: argparse.Namespace) -> None:
         f"{out}: relative difference {facts['error']:.1e} of at most {facts['tolerance']:.0e}"
         " in a stock pipeline"
     )
+    others = list(_others(out, facts)) if out else []
+    for folder, error in others:
+        print(f"{folder}: relative difference {error:.1e}")
     for consumer, error in facts.get("errors", {}).items():
         print(f"{facts['formats'][consumer]}: {error:.1e}")
     if facts.get("comfyui_lack"):
@@ -216,6 +220,18 @@ def run(args: argparse.Namespace) -> None:
         from ..export.push import upload
 
         print(f"uploaded: {upload(out, target)} ({target.visibility})")
+        for folder, _ in others:
+            print(f"not uploaded: {folder} (use `hf upload OWNER/NAME {folder}`)")
+
+
+def _others(out: Path, facts: dict) -> Iterator[tuple[Path, float]]:
+    """Yield the further bundles of an export, with the error of each."""
+    from ..adapters.bundle import SET, read_facts
+
+    for name in facts.get(SET, ()):
+        folder = out.with_name(name)
+        if folder.resolve() != out.resolve():
+            yield folder, read_facts(folder)["error"]
 
 
 def _check_target(args: argparse.Namespace) -> HubTarget | None:
@@ -314,7 +330,7 @@ def _load_base(args: argparse.Namespace) -> Backbone:
     from ..sampling.student import load_for_sampling
 
     return load_for_sampling(
-        launch.start("none"),
+        launch.start_alone(),
         model=args.model,
         revision=args.revision,
         variant=args.variant,

@@ -16,7 +16,7 @@ import argparse
 from pathlib import Path
 
 from .options import STUDENT, output_file
-from .sampler_options import add_base
+from .sampler_options import add_base, given_base
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -64,14 +64,7 @@ def run(args: argparse.Namespace) -> None:
 
     require_facts(args.lora, {})
     backbone = load_for_sampling(
-        launch.start("none"),
-        student=args.lora,
-        model=args.model,
-        revision=args.revision,
-        variant=args.variant,
-        pipeline=args.pipeline,
-        dtype=args.dtype,
-        size=args.size,
+        launch.start_alone(), student=args.lora, size=args.size, **given_base(args)
     )
     prompts = [args.prompt] * args.batch
     cfg = args.cfg

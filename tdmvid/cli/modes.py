@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING
 
 from .given import refuse_ignored
 from .options import output_folder
+from .sampler_options import BASE, add_base, add_cache, given_base
 
 if TYPE_CHECKING:
     from ..sampling.shots import Shot
 
-OF_STUDENTS = ("prompt", "count", "steps", "cfg", "batch")
+OF_STUDENTS = ("prompt", "count", "steps", "cfg", "batch", "cache", *BASE)
 """Options that folders of samples have no use for."""
 
 
@@ -43,7 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         help="guidance scale of the teacher (default: that of the first student's training)",
     )
+    add_base(parser)
     parser.add_argument("--batch", type=int, default=8, help="samples per batch")
+    add_cache(parser)
     parser.add_argument(
         "--neighbours",
         type=int,
@@ -80,8 +83,8 @@ def run(args: argparse.Namespace) -> None:
         _check_seeds(args)
         frames = find_size(students[0], None, None)["frames"]
         shots = plan_shots(args.prompt, range(args.count), frames=frames)
-        wanted = modes_run.SharedShots(shots, args.steps, args.cfg, args.batch)
-        folders = modes_run.sample_students(students, args.out, wanted)
+        wanted = modes_run.SharedShots(shots, args.steps, args.cfg, args.batch, args.cache)
+        folders = modes_run.sample_students(students, args.out, wanted, given_base(args))
         names = ["teacher", *names]
     else:
         refuse_ignored(args, OF_STUDENTS, "with folders of samples, which are read as they are")

@@ -5,14 +5,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ..config.paths import expand_home, home_path
 from ..config.rules import short
 from .given import refuse_ignored
-
-if TYPE_CHECKING:
-    pass
 
 VERBOSE_OPTION = "--verbose"
 STUDENT = "lora/ or student/ folder of a run, or an exported folder"

@@ -19,7 +19,7 @@ import argparse
 from pathlib import Path
 
 from .options import STUDENT
-from .sampler_options import add_base, refuse_fps_of_images
+from .sampler_options import add_base, add_cache, given_base, refuse_fps_of_images
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,12 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         help="first value on the page (default: the stock pipeline's steps)",
     )
-    parser.add_argument(
-        "--cache",
-        type=Path,
-        default=Path("cache/embeddings"),
-        help="where text embeddings are kept",
-    )
+    add_cache(parser)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
     parser.add_argument("--port", type=int, default=7860, help="port to listen on")
 
@@ -63,13 +58,13 @@ def run(args: argparse.Namespace) -> None:
     from ..parallel import launch
     from ..sampling.student import load_for_sampling
 
-    world = launch.start("none")
-    names = ("model", "revision", "variant", "pipeline", "dtype", "size", "fps")
-    given = {name: getattr(args, name) for name in names}
+    world = launch.start_alone()
     size = args.size or find_embedded_size(args.model) or None
     require_facts(args.lora, {"--model": args.model, "--size": size})
     refuse_fps_of_images(args, args.lora)
-    backbone = load_for_sampling(world, student=args.lora, **given)
+    backbone = load_for_sampling(
+        world, student=args.lora, size=args.size, fps=args.fps, **given_base(args)
+    )
     playground = Playground(
         backbone, world, args.lora, args.cache, Path(), teacher_steps=args.teacher_steps
     )

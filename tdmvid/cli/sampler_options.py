@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 DECODING = ("guidance", "tiling")
 """Options of `add_decoding`."""
+BASE = ("model", "revision", "variant", "pipeline", "dtype", *DECODING)
+"""Options of `add_base`."""
 
 
 def add_base_files(parser: argparse._ActionsContainer) -> None:
@@ -54,7 +56,7 @@ def add_decoding(parser: argparse._ActionsContainer) -> None:
 
 
 def add_base(parser: argparse.ArgumentParser) -> None:
-    """Add the options of a student's base to a parser: model, files and data type."""
+    """Add the options of a student's base to a parser: model, files, data type and decoding."""
     parser.add_argument(
         "--model",
         type=expand_home,
@@ -65,6 +67,17 @@ def add_base(parser: argparse.ArgumentParser) -> None:
         "--dtype",
         choices=["float32", "bfloat16", "float16"],
         help="data type (default: that of the student, or bfloat16 on a GPU and float32 on a CPU)",
+    )
+    add_decoding(parser)
+
+
+def add_cache(parser: argparse.ArgumentParser) -> None:
+    """Add the option `--cache` of the text embeddings to a parser."""
+    parser.add_argument(
+        "--cache",
+        type=Path,
+        default=Path("cache/embeddings"),
+        help="folder of cached text embeddings",
     )
 
 
@@ -83,14 +96,8 @@ def add_sampler(parser: argparse.ArgumentParser) -> None:
     )
     _add_steps(parser)
     _add_guidance(parser)
-    add_decoding(parser)
     parser.add_argument("--batch", type=int, default=1, help="samples per batch on each rank")
-    parser.add_argument(
-        "--cache",
-        type=Path,
-        default=Path("cache/embeddings"),
-        help="folder of cached text embeddings",
-    )
+    add_cache(parser)
     add_launched(parser)
 
 
@@ -125,6 +132,18 @@ def _add_guidance(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def given_base(args: argparse.Namespace) -> dict:
+    """Select the options of `add_base` as arguments of `load_for_sampling`.
+
+    Args:
+        args: Parsed options.
+
+    Returns:
+        Keyword arguments.
+    """
+    return {name: getattr(args, name) for name in BASE}
+
+
 def base_of(args: argparse.Namespace) -> dict:
     """Select the options of `add_sampler` that `sampling.load_for_sampling` needs.
 
@@ -137,12 +156,11 @@ def base_of(args: argparse.Namespace) -> dict:
     Raises:
         ValueError: If an option is invalid, or has no effect.
     """
-    names = ("model", "revision", "variant", "pipeline", "dtype", "size", "fps", *DECODING)
     student = student_of(args)
     if student is not None:
         _require_base(args, student)
     refuse_fps_of_images(args, student)
-    return {"student": student} | {name: getattr(args, name) for name in names}
+    return {"student": student, "size": args.size, "fps": args.fps} | given_base(args)
 
 
 def _require_base(args: argparse.Namespace, student: Path) -> None:

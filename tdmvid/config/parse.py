@@ -12,7 +12,7 @@ import json
 import math
 import types
 import typing
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -125,6 +125,37 @@ def from_dict(cls: type[_Config], data: Any, where: str = "") -> _Config:
     except ValueError as error:
         text = str(error)
         raise ValueError(text if text.startswith(where) else f"{where}.{text}") from None
+
+
+def map_paths(cls: type[Any], data: dict[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
+    """Change every file and folder in settings.
+
+    Args:
+        cls: The dataclass that `from_dict` would build.
+        data: JSON object of its settings, as `to_dict` returns it.
+        change: Function of a path or name.
+
+    Returns:
+        A JSON object.
+    """
+    hints = _type_hints(typing.cast(Hashable, _variant(cls, data, "")))
+    return {
+        key: _map_paths(hints[key], value, change) if key in hints else value
+        for key, value in data.items()
+    }
+
+
+def _map_paths(kind: Any, value: Any, change: Callable[[str], str]) -> Any:
+    options = typing.get_args(kind)
+    if not value:
+        return value
+    if kind is PathText:
+        return change(value)
+    if dataclasses.is_dataclass(kind):
+        return map_paths(typing.cast(type, kind), value, change)
+    if typing.get_origin(kind) is tuple:
+        return [_map_paths(options[0], one, change) for one in value]
+    return value
 
 
 @functools.cache

@@ -41,13 +41,14 @@ def name_base(model: Mapping[str, Any]) -> BaseName:
     """Return how to name a base.
 
     Args:
-        model: The `model` of export.json; its `path` and `revision` count.
+        model: The `model` of export.json; its `path`, `revision` and `on_hub` count. `on_hub` says
+            that `path` is an id of the hub, also if there is a folder of that name.
     """
     path, revision = str(model["path"]), model.get("revision")
     if path in MODELS:
         line = "from tdmvid.config.resources import find_model"
         return BaseName(path, f"find_model({json.dumps(path)})", "", revision, (line,))
-    if on_hub(path):
+    if model.get("on_hub") or on_hub(path):
         return BaseName(path, json.dumps(path), path, revision)
     if snapshot := _SNAPSHOT.fullmatch(PurePath(path).as_posix()):
         owner, name, commit = snapshot.groups()

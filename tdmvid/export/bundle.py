@@ -134,7 +134,7 @@ def _write_bundle(
         if grid.get("kind") == "shifted":
             facts["shift"] = grid["shift"]
         if request.hub_base:
-            facts["model"] |= {"path": request.hub_base}
+            facts["model"] |= {"path": request.hub_base, "on_hub": True}
         write_card(folder, student, facts, _write_samples(folder, student))
     files = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     facts["files"] = sorted(files)

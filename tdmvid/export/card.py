@@ -13,12 +13,17 @@ from ..adapters.load import stock_file
 from ..backbones.base import Backbone
 from ..backbones.lora_files import Beside
 from ..backbones.weight_files import component_class
+from ..config import RunConfig
 from ..config.json_files import read_object
+from ..config.parse import map_paths
 from ..data.files import write_text
 from ..data.markdown import code, escape, front_matter, one_line, read_front_matter
 from .base_name import name_base
 from .consumers import consumers
 from .student import Provenance, Student
+
+HOMES = (Path("/home"), Path("/Users"))
+"""Folders of home folders."""
 
 
 def base_licence(folder: Path) -> dict[str, str]:
@@ -43,10 +48,10 @@ def write_card(folder: Path, student: Student, facts: dict, samples: list[str]) 
     backbone, provenance = student.backbone, student.provenance
     lora, base = "rank" in facts, escape(name_base(facts["model"]).title)
     parts = [
-        _front_matter(backbone, facts),
+        _front_matter(student, facts),
         f"# {facts['steps']}-step {'LoRA' if lora else 'student'} for {base}",
         provenance.origin,
-        _settings(backbone, facts),
+        _settings(student, facts),
         "## In diffusers",
         _python(student, facts),
         *_other_files(facts),
@@ -59,8 +64,9 @@ def write_card(folder: Path, student: Student, facts: dict, samples: list[str]) 
     write_text(folder / "README.md", "\n\n".join(parts) + "\n")
 
 
-def _front_matter(backbone: Backbone, facts: dict) -> str:
-    hub, lora = name_base(facts["model"]).hub, "rank" in facts
+def _front_matter(student: Student, facts: dict) -> str:
+    backbone, hub, lora = student.backbone, name_base(facts["model"]).hub, "rank" in facts
+    kind = student.provenance.config.get("objective", {}).get("kind")
     relation = "adapter" if lora else "finetune"
     base = {"base_model": hub, "base_model_relation": relation} if hub else {}
     given = "image" if backbone.takes_images else "text"
@@ -70,19 +76,25 @@ def _front_matter(backbone: Backbone, facts: dict) -> str:
         **base_licence(backbone.folder),
         "library_name": "diffusers",
         "pipeline_tag": f"{given}-to-{made}",
-        "tags": [*(["lora"] if lora else []), "distillation", "few-step", "tdm"],
+        "tags": [
+            *(["lora"] if lora else []),
+            "distillation",
+            "few-step",
+            *([kind] if kind else []),
+        ],
     }
     return front_matter(values)
 
 
-def _settings(backbone: Backbone, facts: dict) -> str:
+def _settings(student: Student, facts: dict) -> str:
+    backbone = student.backbone
     base, size = name_base(facts["model"]), backbone.size
     shift = f" (flow shift {facts['shift']:g})" if facts.get("shift") else ""
     rows = {
         "base": f"{code(base.title)}, revision {code(base.revision or 'as found')}",
         **_adapters(facts),
         "timesteps": f"{facts['timesteps']}{shift}",
-        "sampler": f"{facts['scheduler']['name']}, deterministic (eta 0)",
+        "sampler": f"{facts['scheduler']['name']}, deterministic (eta 0){_trained_with(student)}",
         "guidance scale": _guidance(backbone),
         **_learned_guidance(facts.get("teacher"), backbone),
         **(
@@ -109,6 +121,14 @@ def _settings(backbone: Backbone, facts: dict) -> str:
     )
 
 
+def _trained_with(student: Student) -> str:
+    """Return the solver of training if it is not the exported sampler; else ""."""
+    solver = student.provenance.config.get("objective", {}).get("solver", "ddim")
+    if solver == "ddim":
+        return ""
+    return f"; trained with the solver {code(solver)}, whose samples differ"
+
+
 def _adapters(facts: dict) -> dict[str, str]:
     """Return table rows for the user's LoRAs of the teacher, loaded separately or included."""
     rows = {}
@@ -132,8 +152,10 @@ def _named(adapter: dict) -> Iterator[str]:
 
 
 def _place(path: str) -> str:
-    """Return the last two components of a path, without the machine's folders."""
-    return "/".join(Path(path).parts[-2:])
+    """Return the last two components of a path, without the machine's folders and user names."""
+    place = Path(path)
+    homes = (Path.home(), *(folder / place.parent.name for folder in HOMES))
+    return place.name if place.parent in homes else "/".join(place.parts[-2:])
 
 
 def _guidance(backbone: Backbone) -> str:
@@ -170,9 +192,7 @@ def _python(student: Student, facts: dict) -> str:
     beside = student.adapters if facts["model"]["adapters"] else ()
     if converted := [lora for lora in beside if stock_file(lora, files[lora.component]) is None]:
         named = ", ".join(code(_place(lora.where)) for lora in converted)
-        lines = [short, _call(student.backbone, facts)]
-        if student.backbone.takes_images:
-            lines.insert(0, "from diffusers.utils import load_image")
+        lines = [*_helpers(student.backbone), short, *_sampling(student.backbone, facts)]
         return (
             f"The stock loader cannot read {named} unchanged. With tdmvid installed, one line"
             " converts it and loads the base, the LoRAs, the student and the scheduler:\n\n"
@@ -202,7 +222,7 @@ def _stock_lines(student: Student, facts: dict) -> list[str]:
         *(f"# pip install {package}" for package in backbone.stock.packages),
         "import torch",
         f"from diffusers import {', '.join(sorted(names))}",
-        *(["from diffusers.utils import load_image"] if backbone.takes_images else []),
+        *_helpers(backbone),
         *([f"from transformers import {', '.join(encoders)}"] if encoders else []),
         *(() if whole else backbone.lora.load_imports),
         *ours,
@@ -211,14 +231,36 @@ def _stock_lines(student: Student, facts: dict) -> list[str]:
         *_loading(student, facts),
         f'pipe.scheduler = {scheduler}.from_pretrained("path/to/this/folder")',
         *backbone.stock.preparation,
-        _call(backbone, facts),
+        *_sampling(backbone, facts),
     ]
+
+
+def _helpers(backbone: Backbone) -> list[str]:
+    """Return the line that imports what reads images and writes videos, if it is needed."""
+    names = ["export_to_video"] if _makes_videos(backbone) else []
+    names += ["load_image"] if backbone.takes_images else []
+    return [f"from diffusers.utils import {', '.join(names)}"] if names else []
+
+
+def _makes_videos(backbone: Backbone) -> bool:
+    return backbone.stock.output == "frames"
+
+
+def _sampling(backbone: Backbone, facts: dict) -> list[str]:
+    """Return the lines that sample and write a file."""
+    written = (
+        f'export_to_video(video, "video.mp4", fps={backbone.size.fps})'
+        if _makes_videos(backbone)
+        else 'image.save("image.png")'
+    )
+    offload = "or pipe.enable_model_cpu_offload(), which needs less memory"
+    return [f'pipe.to("cuda")  # {offload}', _call(backbone, facts), written]
 
 
 def _call(backbone: Backbone, facts: dict) -> str:
     """Return the line that samples."""
     stock = backbone.stock
-    made = "video" if stock.output == "frames" else "image"
+    made = "video" if _makes_videos(backbone) else "image"
     steps = f"num_inference_steps={facts['steps']}"
     arguments = [_given(backbone), steps, stock.guidance_code(), stock.arguments_code()]
     return f"{made} = pipe({', '.join(filter(None, arguments))}).{stock.output}[0]"
@@ -340,33 +382,19 @@ def _cell(metric: dict | None, unit: str) -> str:
 
 
 def _recipe(config: dict, base: dict) -> list[str]:
-    """Return the run's config, without paths of this machine."""
+    """Return the run's config, without folders of this machine."""
     if not config:
         return []
-    data = {
-        part: {
-            key: value
-            for key, value in config.get(part, {}).items()
-            if key not in ("path", "cache")
-        }
-        for part in ("prompts", "real")
-    }
-    shown = {key: value for key, value in config.items() if key not in ("out", "log", "evaluate")}
-    shown |= data | {"model": config.get("model", {}) | {"path": name_base(base).title}}
-    if shown.get("init"):
-        shown["init"] = _place(shown["init"])
-    if adapters := shown["model"].get("adapters"):
-        placed = [
-            one | {key: _place(one[key]) for key in ("path", "path_2") if one.get(key)}
-            for one in adapters
-        ]
-        shown["model"] = shown["model"] | {"adapters": placed}
+    kept = {key: value for key, value in config.items() if key not in ("out", "log", "evaluate")}
+    shown = map_paths(RunConfig, kept, _place)
+    for part in ("prompts", "real"):
+        for key in ("path", "cache"):
+            shown.get(part, {}).pop(key, None)
+    shown["model"] = shown.get("model", {}) | {"path": name_base(base).title}
+    text = json.dumps(shown, indent=2, ensure_ascii=False)
     return [
         "## Training",
-        (
-            "Complete config of the"
-            f" run:\n\n```json\n{json.dumps(shown, indent=2, ensure_ascii=False)}\n```"
-        ),
+        f"Config of the run, without its folders, log and evaluation:\n\n```json\n{text}\n```",
     ]
 
 

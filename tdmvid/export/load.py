@@ -52,7 +52,7 @@ def load_pipeline(
         ValueError: The folder is not an export, its base is not on this machine, its LoRA cannot be
             loaded completely, or one of the user's LoRAs differs from that used in training.
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     facts = _facts(folder)
     _place_base(folder, facts, base)
     own = str(facts["model"]["dtype"] if dtype is None else dtype).removeprefix("torch.")

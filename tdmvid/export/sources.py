@@ -45,6 +45,7 @@ from .student import (
     Provenance,
     Reference,
     Student,
+    describe_method,
     draw_reference,
     extract_lora,
     list_timesteps,
@@ -151,7 +152,7 @@ def export_published(
         RuntimeError: The export, or the student, differs by more than the tolerance.
     """
     check_request(request, backbone, adapted=True)
-    check_grid(list_timesteps(backbone, grid), path if path.is_dir() else path.parent)
+    check_grid(list_timesteps(backbone, grid), path)
     reference = draw_reference(backbone, items_of(request, backbone), request.seed)
     lora = read_lora(path, backbone.lora, backbone.network, bare=True).scaled(scale)
     module, tensors, settings = adapt(backbone, lora)
@@ -313,7 +314,7 @@ def _progress(trained: Trained) -> str:
 def _trace(trained: Trained, averaged: Sequence[Trained]) -> Provenance:
     """Return the provenance of a run's student, or of its mean with the students of other runs."""
     run, step = trained.run, trained.step
-    origin = f"{Provenance.origin}{base_story(run)} "
+    origin = f"{describe_method(trained.config.objective)}{base_story(run)} "
     if averaged:
         others = [f"{_progress(one)} (seed {one.config.seed})" for one in averaged]
         origin += (

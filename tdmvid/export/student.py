@@ -16,7 +16,7 @@ from ..adapters.extract import adapt, extract
 from ..adapters.step_condition import NAME, conditions_of, with_step_count
 from ..adapters.weights import LoraWeights, weights_of_state
 from ..backbones.base import Backbone
-from ..config import LoraSettings
+from ..config import LoraSettings, ObjectiveSettings
 from ..data.items import Item, read_images
 from ..data.progress import progress
 from ..diffusion.denoiser import Cond
@@ -36,7 +36,20 @@ class Provenance:
     """The run's scores.json, if it is of these weights."""
     results: tuple[str, ...] = ()
     """The results.md of evaluations of these weights."""
-    origin: str = "Distilled with tdmvid by Trajectory Distribution Matching (arXiv 2503.06674)."
+    origin: str = ""
+    """Where it comes from, in sentences."""
+
+
+def describe_method(objective: ObjectiveSettings) -> str:
+    """Return the sentence of a model card that names the method of a run.
+
+    Args:
+        objective: Settings of the method.
+
+    Returns:
+        The sentence.
+    """
+    return f"Distilled with tdmvid by {objective.title or f'the method {objective.kind!r}'}."
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,6 @@ def read_trained(
     return Trained(run, config, meta["step"], meta["fingerprint"], tensors)
 
 
-@torch.no_grad()
 def check_runs(runs: Sequence[Path]) -> None:
     """Check that runs to average are different ones.
 
@@ -88,6 +87,7 @@ def check_runs(runs: Sequence[Path]) -> None:
         seen.add(run.resolve())
 
 
+@torch.no_grad()
 def average(students: Sequence[Trained]) -> dict[str, Tensor]:
     """Average the weights of students that started from the same weights.
 

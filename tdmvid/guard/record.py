@@ -64,8 +64,8 @@ class GuardRecord:
             return GuardRecord(tuple(checks), kept["exported"])
         except (ValueError, LookupError, TypeError) as error:
             raise ValueError(
-                f"{path} is not a record of the guard ({type(error).__name__}: {short(str(error))}):"
-                " delete it; the run then continues without its earlier comparisons"
+                f"{path} is not a record of the guard ({short(str(error))}): delete it; the run"
+                " then continues without its earlier comparisons"
             ) from error
 
     def write(self, folder: Path) -> None:

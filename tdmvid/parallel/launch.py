@@ -94,6 +94,24 @@ class World:
         return dist.is_initialized()
 
 
+def start_alone() -> World:
+    """Start a command that runs in one process.
+
+    Returns:
+        The position of this process.
+
+    Raises:
+        ValueError: A launcher started several processes.
+    """
+    size = environment_number("WORLD_SIZE") or 1
+    if size > 1:
+        raise ValueError(
+            f"WORLD_SIZE={size}, but this command runs in one process: start it without a launcher,"
+            " or unset RANK and WORLD_SIZE"
+        )
+    return start("none")
+
+
 def start(backend: Backend = "auto", timeout_minutes: float = 30.0, *, sequence: int = 1) -> World:
     """Join the other ranks of the run.
 

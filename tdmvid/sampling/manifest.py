@@ -42,11 +42,12 @@ def claim_folder(out: Path, settings: dict, shots: list[Shot]) -> set[str]:
     path = out / SETTINGS
     if path.is_file() and read_manifest(out):
         there = read_object(path)
-        for key in (there.keys() | settings.keys()) - {"student"}:
-            if there.get(key) != settings.get(key):
+        for key in sorted((there.keys() | settings.keys()) - {"student"}):
+            if differs := next(_differences(key, there.get(key), settings.get(key)), None):
+                name, old, new = differs
                 raise ValueError(
-                    f"{out} contains videos with {key}={_told(there.get(key))}, but these have"
-                    f" {_told(settings.get(key))}: use the same value, or another --out"
+                    f"{out} contains videos with {name}={_told(old)}, but these have {_told(new)}:"
+                    " use the same value, or another --out"
                 )
     wanted = {shot.file: shot for shot in shots}
     for entry in read_manifest(out):
@@ -180,6 +181,15 @@ def _made(out: Path, file: str, size: dict[str, int]) -> bool:
     except ValueError:  # a link that leaves the folder
         return False
     return path.is_file() and is_whole(path, **size)
+
+
+def _differences(name: str, old: object, new: object) -> Iterator[tuple[str, object, object]]:
+    """Yield the dotted name and both values of settings that differ."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted(old.keys() | new.keys()):
+            yield from _differences(f"{name}.{key}", old.get(key), new.get(key))
+    elif old != new:
+        yield name, old, new
 
 
 def _told(value: object) -> str:

@@ -68,6 +68,10 @@ class Sampler:
         return second | ({"use_dynamic_cfg": True} if self.use_dynamic_cfg else {})
 
 
+CACHE = Path("cache/embeddings")
+"""Default folder of cached text embeddings."""
+
+
 def sample_videos(
     out: Path,
     shots: list[Shot],
@@ -76,7 +80,7 @@ def sample_videos(
     sampler: Sampler,
     world: launch.World,
     batch: int = 1,
-    cache: Path = Path("cache/embeddings"),
+    cache: Path = CACHE,
 ) -> list[dict]:
     """Make the videos that `out` lacks; each rank makes its share.
 

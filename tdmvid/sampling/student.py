@@ -19,7 +19,8 @@ from ..backbones.base import Backbone
 from ..backbones.dtype import torch_dtype
 from ..backbones.registry import find_family
 from ..config import ClipSize, ModelConfig, from_dict, short
-from ..config.resources import find_embedded_size
+from ..config.data import is_hub_id
+from ..config.resources import find_embedded_size, find_model
 from ..config.rules import shown
 from ..data.files import file_fingerprint
 from ..data.reading import reading
@@ -179,6 +180,12 @@ def load_for_sampling(
         raise ValueError(
             f"{setting} is missing: give a diffusers folder or a hub id, or a student that names"
             " its base"
+        )
+    base = find_model(str(known["path"]))
+    if student is not None and not model and not Path(base).is_dir() and not is_hub_id(base):
+        raise ValueError(
+            f"{student / FACTS} names the base {base!r}, which is not on this machine: give its"
+            f" place with {setting}"
         )
     clip = ClipSize(**(find_size(student, size, known["path"]) | ({"fps": fps} if fps else {})))
     config, trained = from_dict(ModelConfig, known, "model"), facts.get(ADAPTER_FILES)

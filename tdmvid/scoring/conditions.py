@@ -16,7 +16,7 @@ from ..backbones.base import Backbone
 from ..data.files import write_json
 from ..guard.bands import judge
 from ..parallel.launch import World
-from ..sampling.sample import Sampler, sample_videos
+from ..sampling.sample import CACHE, Sampler, sample_videos
 from ..sampling.shots import Shot
 from .page_parts import picture_sheet, render, write_overview
 from .sample_folders import read_sample, score_folder
@@ -60,6 +60,7 @@ def sample_conditions(
     world: World,
     teacher: Sampler,
     batch: int = 8,
+    cache: Path = CACHE,
     further: Scores | None = None,
 ) -> Grid:
     """Sample every pair of a condition and a number of steps, and write conditions.html,
@@ -75,6 +76,7 @@ def sample_conditions(
         world: Processes of the run.
         teacher: Samples the reference.
         batch: Samples at a time.
+        cache: Folder of cached text embeddings.
         further: Scores in addition to the distance from the teacher's measures.
 
     Returns:
@@ -83,7 +85,13 @@ def sample_conditions(
 
     def made(folder: str, sampler: Sampler) -> Path:
         sample_videos(
-            out / folder, shots, backbone=backbone, sampler=sampler, world=world, batch=batch
+            out / folder,
+            shots,
+            backbone=backbone,
+            sampler=sampler,
+            world=world,
+            batch=batch,
+            cache=cache,
         )
         return out / folder
 

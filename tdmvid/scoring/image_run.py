@@ -19,8 +19,10 @@ import torch
 
 from ..config import ImageConfig, to_dict
 from ..data.files import check_writable, write_json
+from ..data.media_folders import IMAGES, media_files
 from ..data.progress import progress
 from ..data.prompts import read_prompts
+from ..data.video import read_image
 from ..parallel import launch
 from ..sampling.shots import Shot, plan_shots
 from .image_metrics import METRICS, ImageMetric, ImageSet, SetMetric
@@ -35,7 +37,6 @@ Scores = dict[str, dict[str, float]]
 """Mean over seeds, by metric and prompt."""
 REAL = "reference"
 """Name of the real images beside those of `NAMES`."""
-PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 def ready(config: ImageConfig) -> Preflight:
@@ -118,11 +119,17 @@ def check_shots(config: ImageConfig, shots: list[Shot], metrics: tuple[str, ...]
         metrics: Names of the metrics.
 
     Raises:
-        ValueError: A metric cannot score the prompts, or needs more images.
+        ValueError: A metric cannot score the prompts, or needs more images, or a real image cannot
+            be read.
     """
     sets = {"images": len(shots)}
     if config.reference:
-        sets[f"pictures in {config.reference!r}"] = len(_pictures(config))
+        real = _pictures(config)
+        sets[f"pictures in {config.reference!r}"] = len(real)
+        with progress("checking real images", total=len(real), unit="image") as bar:
+            for path in real:
+                read_image(path)  # a damaged one must not be found after all sampling
+                bar.update()
     for metric in (METRICS[name] for name in metrics):
         if isinstance(metric, ImageMetric) and metric.check:
             metric.check([shot.prompt for shot in shots], config.prompts)
@@ -136,9 +143,10 @@ def check_shots(config: ImageConfig, shots: list[Shot], metrics: tuple[str, ...]
 
 def _pictures(config: ImageConfig) -> list[Path]:
     """List the real images."""
-    return sorted(
-        path for path in Path(config.reference).rglob("*") if path.suffix.lower() in PICTURES
-    )
+    try:
+        return media_files(Path(config.reference), IMAGES)
+    except ValueError as error:
+        raise ValueError(f"reference={error}") from None
 
 
 def image_set(config: ImageConfig, files: list[Path], prompts: list[str]) -> ImageSet:

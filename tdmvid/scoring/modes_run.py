@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from ..config import ModelConfig, from_dict
 from ..config.resources import find_model
 from ..config.rules import shown
 from ..parallel import launch
-from ..sampling.sample import Sampler, sample_videos
+from ..sampling.sample import CACHE, Sampler, sample_videos
 from ..sampling.shots import Shot
 from ..sampling.side_by_side import teacher_of
 from ..sampling.student import load_for_sampling
@@ -31,6 +31,8 @@ class SharedShots:
     cfg: float | None = None
     """Guidance scale of the teacher; None for that of the first student's training."""
     batch: int = 8
+    cache: Path = CACHE
+    """Folder of cached text embeddings."""
 
 
 def is_student(folder: Path) -> bool:
@@ -45,13 +47,19 @@ def is_student(folder: Path) -> bool:
     return (folder / FACTS).is_file()
 
 
-def sample_students(students: Sequence[Path], out: Path, wanted: SharedShots) -> list[Path]:
+def sample_students(
+    students: Sequence[Path],
+    out: Path,
+    wanted: SharedShots,
+    base: Mapping[str, Any] | None = None,
+) -> list[Path]:
     """Sample the teacher and each student.
 
     Args:
         students: Exported students of the same base and size.
         out: Folder for one folder of samples each. Existing samples are kept.
         wanted: What to sample.
+        base: Arguments of `load_for_sampling`, instead of what the first student states.
 
     Returns:
         The folders of samples, the teacher's first.
@@ -60,8 +68,8 @@ def sample_students(students: Sequence[Path], out: Path, wanted: SharedShots) ->
         ValueError: The students have different bases or sizes.
     """
     check_comparable(students)
-    world = launch.start("none")
-    backbone = load_for_sampling(world, student=students[0])
+    world = launch.start_alone()
+    backbone = load_for_sampling(world, student=students[0], **(base or {}))
     teacher = teacher_of(backbone, students[0], steps=wanted.steps, cfg=wanted.cfg)
     samplers = {out / "teacher": teacher} | {
         out / f"student_{number}": Sampler(folder) for number, folder in enumerate(students, 1)
@@ -74,6 +82,7 @@ def sample_students(students: Sequence[Path], out: Path, wanted: SharedShots) ->
             sampler=sampler,
             world=world,
             batch=wanted.batch,
+            cache=wanted.cache,
         )
     return list(samplers)
 

@@ -226,7 +226,10 @@ def _check_size(questions: list[Question]) -> None:
     total = 0
     for count, question in enumerate(questions):
         files = [*question.sides, *([question.image] if question.image else [])]
-        total += sum(4 * -(-path.stat().st_size // 3) for path in files)
+        for path in files:
+            if not path.is_file():
+                raise ValueError(f"{path} does not exist: sample it again")
+            total += 4 * -(-path.stat().st_size // 3)
         if total > LARGEST:
             limit = f"{LARGEST / 2**20:.0f} MiB, with which browsers still open it"
             remedy = (

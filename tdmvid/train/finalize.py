@@ -17,7 +17,7 @@ from ..diffusion.grid import TimeGrid
 from ..diffusion.sampler import ddim
 from ..distill.grids import reference_grid
 from ..export.bundle import write_bundles
-from ..export.student import Adapter, Provenance, Reference, Student, with_merged
+from ..export.student import Adapter, Provenance, Reference, Student, describe_method, with_merged
 from ..guard.record import GuardRecord
 from ..parallel import collectives
 from ..report.gallery import Column, write_gallery
@@ -63,7 +63,8 @@ def _export(
     """Write the student of each number of steps K. `deployed` holds its samples, by grid."""
     lora = run.config.training == "lora"
     folder, record = run.config.folder, GuardRecord.read(run.config.folder)
-    origin = f"{Provenance.origin}{story(folder)}{record.story(record.exported, run.config.steps)}"
+    method = describe_method(run.config.objective)
+    origin = f"{method}{story(folder)}{record.story(record.exported, run.config.steps)}"
     provenance = Provenance(to_dict(run.config), origin=origin)
     reference = Reference(z, run.gallery, tuple(run.gallery_items))
     grids = list(deployed) if lora else [run.grid]

@@ -10,6 +10,14 @@ from tdmvid.export.request import ExportRequest
 SNAPSHOT = "/data/hub/models--owner--a--b/snapshots/0123abcd"
 
 
+def test_a_stated_id_is_one_of_the_hub_also_if_a_folder_has_its_name(tmp_path, monkeypatch):
+    """`hf download OWNER/NAME --local-dir OWNER/NAME` makes such a folder."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "owner" / "base").mkdir(parents=True)
+    assert name_base({"path": "owner/base"}).hub == ""
+    assert name_base({"path": "owner/base", "on_hub": True}).hub == "owner/base"
+
+
 @pytest.mark.parametrize(
     "path, title, code, hub, revision",
     [

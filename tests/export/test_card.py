@@ -10,11 +10,13 @@ import torch
 from cards import card_blocks
 from exported import PROMPTS, latents
 
+from tdmvid.config import objective_settings
 from tdmvid.export.bundle import _teacher
-from tdmvid.export.card import _learned_guidance, _recipe, _samples
+from tdmvid.export.card import _learned_guidance, _recipe, _samples, _trained_with
 from tdmvid.export.load import load_pipeline
 from tdmvid.export.request import ExportRequest
 from tdmvid.export.sources import export_run
+from tdmvid.export.student import Provenance, describe_method
 from tdmvid.sampling.shots import noise
 from tdmvid.sampling.student import weights_of
 
@@ -135,7 +137,10 @@ def test_a_card_s_recipe_names_no_folder_of_the_machine():
                 "init": "/home/ann/first/lora",
                 "evaluate": {"config": "/home/ann/eval.json"},
                 "model": {"path": "/home/ann/base"},
-                "prompts": {"path": "/home/ann/p.txt", "limit": 3},
+                "prompts": {"path": "/home/ann/p.txt", "limit": 3, "images": "/home/ann/stills"},
+                "rewards": [{"function": "hps", "model": "/Users/ann/hps"}],
+                "objective": {"kind": "gan"},
+                "real": {"path": "/home/ann/clips", "limit": 9},
             },
             {"path": "/home/ann/base"},
         )
@@ -144,8 +149,30 @@ def test_a_card_s_recipe_names_no_folder_of_the_machine():
         '"first/lora"' in text
         and '"path": "base"' in text
         and '"limit": 3' in text
+        and '"images": "stills"' in text
+        and '"model": "hps"' in text
         and "ann" not in text
     )
+
+
+@pytest.mark.parametrize(
+    "kind, words",
+    [
+        ("tdm", "by Trajectory Distribution Matching (arXiv 2503.06674)."),
+        ("dmd2", "by DMD2 without its adversarial term (arXiv 2405.14867)."),
+        ("fisher", "with the Fisher divergence."),
+        ("gan", "with an adversarial term."),
+    ],
+)
+def test_a_card_names_the_method(kind, words):
+    assert describe_method(objective_settings()[kind]()).endswith(words)
+
+
+@pytest.mark.parametrize("solver", ["ddim", "dpm++", "renoise"])
+def test_a_card_says_if_the_sampler_is_not_that_of_training(solver):
+    config = {"objective": {"solver": solver}}
+    said = _trained_with(SimpleNamespace(provenance=Provenance(config)))
+    assert (f"`{solver}`" in said) == (solver != "ddim") == bool(said)
 
 
 @pytest.mark.slow
@@ -164,7 +191,9 @@ def test_the_card_s_python_runs_and_gives_the_student(run, base, tmp_path):
         torch.testing.assert_close(
             base.stock.latents(pipeline, z, base.encode_prompts(list(PROMPTS)), steps=4), expected
         )
-    exec(code.rpartition("\n")[0].rpartition("\n")[0], {})
+    whole, written = code.rsplit("\n", 3)[0], code.rsplit("\n", 2)[1]
+    exec(whole, {})
+    assert written == 'export_to_video(video, "video.mp4", fps=8)'
 
 
 @pytest.mark.slow

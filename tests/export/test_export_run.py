@@ -18,10 +18,11 @@ from refusals import refused
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from tdmvid.adapters.bundle import check_grid, read_facts
 from tdmvid.adapters.teacher import load_teacher
 from tdmvid.backbones.lora_files import LORA_FILE
 from tdmvid.backbones.registry import load_backbone
-from tdmvid.cli.export import default_name
+from tdmvid.cli.export import _others, default_name
 from tdmvid.cli.main import main
 from tdmvid.diffusion.grid import uniform
 from tdmvid.export import bundle as exporting
@@ -215,6 +216,24 @@ def test_a_published_lora_becomes_a_bundle_with_its_own_grid_and_scale(run, base
     assert difference(found, latents(again, tmp_path / "mine")) < 1e-4
 
 
+def test_a_published_file_does_not_belong_to_the_export_beside_it(tmp_path):
+    """export.json counts for the files that it lists, and a run's folder is no student's."""
+    (tmp_path / "own.safetensors").touch()
+    (tmp_path / "other.safetensors").touch()
+    facts = {"timesteps": [999, 499], "files": ["own.safetensors"]}
+    (tmp_path / "export.json").write_text(json.dumps(facts))
+    check_grid([999, 749], tmp_path / "other.safetensors")
+    with refused("timesteps='999, 749'", "'999, 499'"):
+        check_grid([999, 749], tmp_path / "own.safetensors")
+    run = tmp_path / "run"
+    (run / "lora").mkdir(parents=True)
+    (run / "lora" / "export.json").write_text(json.dumps(facts))
+    (run / "other.safetensors").touch()
+    check_grid([999, 749], run / "other.safetensors")
+    with refused("run's folder"):
+        check_grid([999, 749], run)
+
+
 @pytest.mark.slow
 def test_a_fine_tuned_folder_becomes_a_lora(tuned, base, tmp_path):
     export_run(tmp_path / "whole", tuned, ExportRequest(prompts=PROMPTS))
@@ -358,6 +377,8 @@ def test_a_run_over_several_k_has_a_checked_lora_of_each(tiny_run, tmp_path, mon
             ]
         )
     assert difference(*shifts) > 1e-2  # each K has its own constant shift
+    written = [folder for folder, _ in _others(tmp_path / "out", read_facts(tmp_path / "out"))]
+    assert written == [tmp_path / "out_1steps"], "the program names every folder that it wrote"
     before = {
         path: path.read_bytes() for path in sorted(tmp_path.glob("out*/**/*")) if path.is_file()
     }

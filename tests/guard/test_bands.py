@@ -175,7 +175,9 @@ def test_only_students_whose_checkpoints_are_kept_can_be_chosen():
 def test_a_card_says_which_student_it_is_of_and_whether_it_is_healthy():
     record = record_of(1.1, 5.0)
     assert "100 of 200" in record.story(100, 200) and "problems" not in record.story(100, 200)
-    assert "**The guard found problems:**" in record.story(200, 200) and "of 200" not in record.story(200, 200)
+    assert "**The guard found problems:**" in record.story(
+        200, 200
+    ) and "of 200" not in record.story(200, 200)
     assert record.story(150, 200) == ""
 
 

@@ -69,6 +69,16 @@ def test_what_no_launcher_sets_is_refused_by_name(environment, variables, fact):
     assert len(str(caught.value)) < 400
 
 
+def test_a_command_of_one_process_says_how_to_start_it(environment):
+    """Its user has set no parallel.backend."""
+    environment(WORLD_SIZE="2", RANK="0")
+    with refused("WORLD_SIZE=2", "without a launcher", "unset RANK and WORLD_SIZE") as caught:
+        launch.start_alone()
+    assert "parallel.backend" not in str(caught.value)
+    environment()
+    assert launch.start_alone().size == 1
+
+
 @pytest.mark.parametrize(
     "variables, expected",
     [

@@ -126,7 +126,9 @@ def test_weights_under_other_names_are_missing(folder, tmp_path):
         (tmp_path / file.name).write_bytes(file.read_bytes())
     weights = load_file(tmp_path / "model.safetensors")
     total = len(weights)
-    save_file({f"visual.{key}": value for key, value in weights.items()}, tmp_path / "a.safetensors")
+    save_file(
+        {f"visual.{key}": value for key, value in weights.items()}, tmp_path / "a.safetensors"
+    )
     (tmp_path / "model.safetensors").unlink()
     with refused(f"rewards.model={str(tmp_path)!r}", f"{total} of {total} parameters", "e.g."):
         find_function("clip", str(tmp_path))

@@ -44,6 +44,16 @@ def test_a_folder_keeps_a_setting_that_a_later_call_leaves_out(tmp_path):
         claim_folder(tmp_path, settings, [])
 
 
+def test_a_setting_inside_another_that_differs_is_named_alone(tmp_path):
+    model = {"path": "a/folder/with/a/long/name", "tiling": False, "dtype": "bfloat16"}
+    size = {"video": {"frames": 1, "height": 8, "width": 8}}
+    claim_folder(tmp_path, size | {"model": model}, [])
+    (tmp_path / "manifest.jsonl").write_text('{"file": "a.mp4"}\n')
+    with refused("model.tiling=False", "True") as caught:
+        claim_folder(tmp_path, size | {"model": model | {"tiling": True}}, [])
+    assert "path" not in str(caught.value) and "bfloat16" not in str(caught.value)
+
+
 def test_a_folder_without_a_sample_takes_other_settings(tmp_path):
     """As after an error while prompts were embedded."""
     settings = {"video": {"frames": 1, "height": 8, "width": 8}}

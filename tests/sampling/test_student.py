@@ -34,6 +34,20 @@ def test_what_is_missing_is_named(given, facts):
         load_for_sampling(ONE, **given)
 
 
+def test_a_student_whose_base_is_elsewhere_names_the_option_of_its_place(tmp_path, monkeypatch):
+    """As after a copy of the student to another machine; the user has set no model.path."""
+    monkeypatch.chdir(tmp_path)
+    facts = {"model": {"path": "/old/base"}, "video": {"frames": 9, "height": 32, "width": 32}}
+    Path("student").mkdir()
+    Path("student/export.json").write_text(json.dumps(facts))
+    with refused("student/export.json", "'/old/base'", "--model") as caught:
+        load_for_sampling(ONE, student=Path("student"))
+    assert "model.path" not in str(caught.value)
+    for command in ("score modes student --prompt a", "score conditions student --prompt a"):
+        with refused("names the base" if "modes" in command else "other numbers", error=SystemExit):
+            main([*command.split(), "--out", "o"])
+
+
 SIZE, STEPS = ["--size", "9x32x32"], ["--steps", "4"]
 
 

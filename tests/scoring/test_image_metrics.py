@@ -12,7 +12,7 @@ from refusals import refused
 
 from tdmvid.data.video import write_image
 from tdmvid.scoring.image_metrics import METRICS
-from tdmvid.scoring.image_metrics.base import ImageSet, Pictures
+from tdmvid.scoring.image_metrics.base import ImageSet, Pictures, read_rgb
 from tdmvid.scoring.image_metrics.clip import Clip, aesthetic
 from tdmvid.scoring.image_metrics.diversity import diversity, lpips_distance
 from tdmvid.scoring.image_metrics.fid import set_metrics
@@ -39,6 +39,17 @@ def pictures(tmp_path):
     for file in files:
         write_image(file, torch.rand(3, 40, 48, generator=generator) * 2 - 1)
     return files
+
+
+def test_a_real_image_is_read_upright_and_on_white(tmp_path):
+    """Like the first frames of image-to-video, so that a photo of a phone is not on its side."""
+    turned, clear = tmp_path / "a.jpg", tmp_path / "b.png"
+    exif = Image.Exif()
+    exif[274] = 6  # the camera was turned
+    Image.new("RGB", (16, 8), "red").save(turned, exif=exif)
+    Image.new("RGBA", (4, 4), (10, 20, 30, 0)).save(clear)
+    assert read_rgb(turned).size == (8, 16)
+    assert read_rgb(clear).getpixel((0, 0)) == (255, 255, 255)
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,11 @@
 """An interrupted image evaluation goes on after the last metric, unless something has changed."""
 
 import os
+from dataclasses import replace
 
 import pytest
 import torch
+from refusals import refused
 
 from tdmvid.config import ClipSize, ImageConfig
 from tdmvid.data.video import write_image
@@ -96,3 +98,18 @@ def test_what_has_changed_is_scored_again(evaluate, tmp_path):
     assert evaluate()[1] == [("student", "real"), ("teacher", "real")]
     os.utime(tmp_path / "weights", ns=(1, 1))  # other weights
     assert len(evaluate()[1]) == 4 and not evaluate()[1]
+
+
+def test_a_real_image_that_cannot_be_read_is_named_before_sampling(tmp_path):
+    draw(tmp_path / "real" / "photo.png", 0.0)
+    (tmp_path / "real" / "._photo.png").write_bytes(b"of another system, not an image")
+    config = ImageConfig(prompts="p.txt", reference=str(tmp_path / "real"), video=SIZE)
+    image_run.check_shots(config, plan_shots(["a cat"], (0,), frames=1), ())
+    whole = (tmp_path / "real" / "photo.png").read_bytes()
+    (tmp_path / "real" / "cut.png").write_bytes(whole[: len(whole) // 2])
+    with refused(str(tmp_path / "real" / "cut.png")):
+        image_run.check_shots(config, plan_shots(["a cat"], (0,), frames=1), ())
+    with refused("reference=", "none"):
+        image_run.check_shots(
+            replace(config, reference=str(tmp_path / "none")), plan_shots(["a"], (0,), frames=1), ()
+        )

@@ -36,6 +36,13 @@ def test_the_same_study_may_be_written_again(folders, tmp_path):
     assert (key["study"], key["A"]) == (study, "new") and "Which?" in page.read_text()
 
 
+def test_a_sample_that_is_missing_is_named_with_a_remedy(folders, tmp_path):
+    lost = next(path for path in folders[0].iterdir() if path.suffix == ".png")
+    lost.unlink()
+    with refused(lost, "sample it again", error=SystemExit):
+        make(tmp_path / "s.html", folders)
+
+
 @pytest.mark.parametrize("name", ["s.html", "s.key.json"])
 def test_a_study_does_not_replace_another_file(folders, tmp_path, name):
     (tmp_path / name).write_text("my notes")

@@ -61,6 +61,8 @@ class ObjectiveSettings:
     settings.
     """
 
+    title: ClassVar[str] = ""
+    """Name and source of the method, for model cards."""
     kind: str = ""
     """Distillation method: `tdm`, `dmd2`, `fisher` or `gan`."""
     cfg: float = 1.0

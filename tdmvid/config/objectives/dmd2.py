@@ -21,6 +21,7 @@ class DMD2Settings(TDMSettings):
     For DMD2's adversarial term, use kind `gan` with these values.
     """
 
+    title: ClassVar[str] = "DMD2 without its adversarial term (arXiv 2405.14867)"
     kind: Literal["dmd2"] = "dmd2"  # type: ignore[assignment]
     """Distillation method."""
     match: Literal["noisy", "clean"] = "clean"

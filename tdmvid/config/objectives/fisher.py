@@ -25,6 +25,7 @@ class FisherSettings(TDMSettings):
     `distance` and `huber_c` do not apply; values other than the defaults are refused.
     """
 
+    title: ClassVar[str] = f"{TDMSettings.title} with the Fisher divergence"
     kind: Literal["fisher"] = "fisher"  # type: ignore[assignment]
     """Distillation method."""
     fake_target: Literal["x0_hat", "exact"] = "exact"

@@ -18,6 +18,7 @@ GAN_RULES = (*TDM_RULES, *ranges_of("objective", ("weight",)))
 class GANSettings(TDMSettings):
     """Settings of TDM plus those of the adversarial term."""
 
+    title: ClassVar[str] = f"{TDMSettings.title} with an adversarial term"
     kind: Literal["gan"] = "gan"  # type: ignore[assignment]
     """Distillation method."""
     adversarial: Literal["logistic", "hinge"] = "hinge"

@@ -98,6 +98,7 @@ class TDMSettings(ObjectiveSettings):
     docs/objectives.md lists all differences and the reasons.
     """
 
+    title: ClassVar[str] = "Trajectory Distribution Matching (arXiv 2503.06674)"
     kind: Literal["tdm"] = "tdm"
     """Distillation method."""
     match: Literal["noisy", "clean"] = "noisy"

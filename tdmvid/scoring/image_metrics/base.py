@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ...data.video import read_image
 from ..preflight import Needed
 
 
@@ -113,16 +114,18 @@ def load_state(path: Path) -> dict[str, Tensor]:
 
 
 def read_rgb(file: Path) -> Image.Image:
-    """Read an image file.
+    """Read an image file, upright and with transparent parts on white.
 
     Args:
         file: The file.
 
     Returns:
         The image in RGB.
+
+    Raises:
+        ValueError: It is not an image with 8 bits per channel.
     """
-    with Image.open(file) as image:
-        return image.convert("RGB")
+    return Image.fromarray(read_image(file))
 
 
 class Pictures(torch.utils.data.Dataset[Tensor]):
