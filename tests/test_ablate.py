@@ -189,7 +189,15 @@ def test_the_page_holds_claims_and_rows(tmp_path):
     write_page(tmp_path / "small.md", suite, ablate.results(suite, tmp_path / "kept"), "python")
     text = (tmp_path / "small.md").read_text()
     assert "| first is lower | first 1.000 ± 1.000; second 11.000 ± 1.000 | agrees |" in text
-    assert "| one | first | 1.000 ± 1.000 |" in text
+    assert "| one | first | 1.000 ± 1.000 |" in text and "over 3 seeds" in text
+
+
+def test_rows_with_fewer_seeds_say_how_many_they_have(tmp_path):
+    results = {"first": [{"a": 1.0}, {"a": 3.0}], "second": [{"a": 2.0}]}
+    write_page(tmp_path / "small.md", Small(), results, "python")
+    text = (tmp_path / "small.md").read_text()
+    assert "| figure a | seeds |" in text and "over the seeds of each row" in text
+    assert "| one | first | 2.000 ± 1.414 | 2 |" in text and "| two | second | 2 | 1 |" in text
 
 
 @pytest.mark.parametrize(

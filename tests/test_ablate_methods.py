@@ -4,6 +4,7 @@ TDM-R1 on the embedded teacher.
 
 import json
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -38,10 +39,16 @@ class Constant:
 
 
 class Recorded:
-    """An engine that keeps the losses."""
+    """An engine that keeps the losses. Its average differs from the prediction by `lag`."""
 
-    def __init__(self):
-        self.losses = []
+    def __init__(self, network, lag):
+        self.losses, self.network, self.lag = [], network, lag
+
+    @contextmanager
+    def averaged(self):
+        self.network.value = self.network.value + self.lag
+        yield
+        self.network.value = self.network.value - self.lag
 
     def backward(self, loss):
         self.losses.append(float(loss.detach()))
@@ -50,10 +57,11 @@ class Recorded:
         return SimpleNamespace(applied=not skip, grad_norm=0.0)
 
 
-def loss(teacher, student):
+def loss(teacher, student, lag=0.0):
     """The loss of a student whose data are all equal to what the teacher predicts."""
     videos = Videos(torch.full((BATCH, 3), float(teacher)), list(range(BATCH)))
-    engine, roles = Recorded(), Roles(Constant(student), None, Constant(teacher))
+    network = Constant(student)
+    engine, roles = Recorded(network, lag), Roles(network, None, Constant(teacher))
     turn = Consistency(videos, PROCESS)
     outcome = turn(
         0, [Cond({})], (BATCH, 3), roles=roles, engines={"student": engine}, streams=Streams(0)
@@ -72,6 +80,12 @@ def test_only_the_last_step_tells_the_student_where_a_trajectory_ends():
     last = float((u < 1 / POINTS).float().mean())
     assert last > 0
     assert loss(0.5, 0.8) == pytest.approx(0.3 * last, rel=0.02)
+
+
+def test_the_target_is_a_prediction_of_the_averaged_weights():
+    u = torch.rand(BATCH, generator=Streams(0).generator(0, "consistency"))
+    inner = float((u >= 1 / POINTS).float().mean())
+    assert loss(0.5, 0.5, lag=0.2) == pytest.approx(0.2 * inner, rel=0.02)
 
 
 def test_the_points_are_neighbours_on_the_teachers_grid():

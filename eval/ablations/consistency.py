@@ -2,8 +2,9 @@
 
 The student learns to predict the same clean sample from two neighbouring points of the teacher's
 guided DDIM trajectory. Unlike TDM it needs real videos: it starts from noised latents of ground
-truth. It is sampled with fresh noise between the steps. As in the authors' LoRA variant (arXiv
-2311.05556), the target uses the student's present weights.
+truth. It is sampled with fresh noise between the steps. As in the paper's Algorithm 1, the target
+uses the moving average of the student's weights, here that of the run. With the present weights,
+as in the authors' LoRA variant (arXiv 2311.05556), long runs are not stable.
 
 Shapes: latents [B, ...], times [B].
 """
@@ -139,7 +140,8 @@ class Consistency:
         x = process.noise(clean, noise, later)
         with torch.no_grad():
             x_before = ddim_step(process, x, roles.teacher(x, later, cond), later, earlier)
-            target = roles.student(x_before, earlier, cond)
+            with engines["student"].averaged():
+                target = roles.student(x_before, earlier, cond)
             target = torch.where(broadcast(earlier, x) == 0, x_before, target)  # f(x, 0) = x
         loss = pseudo_huber(roles.student(x, later, cond) - target).mean()
         engines["student"].backward(loss)

@@ -195,7 +195,8 @@ def write_page(path: Path, suite, results: Results, command: str) -> None:
     lines += [*suite.sections(results)]
     if plot(path.with_suffix(".png"), suite.curves(results), suite.axes):
         lines += [f"![{suite.axes.alt}]({path.with_suffix('.png').name})", ""]
-    shown = f"Mean and standard deviation over {seeds} seeds" if seeds > 1 else "One seed"
+    over = "the seeds of each row" if _uneven(results) else f"{seeds} seeds"
+    shown = f"Mean and standard deviation over {over}" if seeds > 1 else "One seed"
     lines += [
         "## All rows",
         "",
@@ -207,6 +208,11 @@ def write_page(path: Path, suite, results: Results, command: str) -> None:
         "",
     ]
     write_text(path, "\n".join(lines))
+
+
+def _uneven(results: Results) -> bool:
+    """Return whether some rows have more seeds than others."""
+    return len({len(seeds) for seeds in results.values() if seeds}) > 1
 
 
 def rows_table(suite, results: Results) -> list[str]:
@@ -228,14 +234,13 @@ def rows_table(suite, results: Results) -> list[str]:
         if isinstance(value, float)
     }
     keys = [key for key in suite.columns if key in found]
-    lines = [
-        "| | row | " + " | ".join(suite.columns[key] for key in keys) + " |",
-        "|---" * (len(keys) + 2) + "|",
-    ]
+    heads = [suite.columns[key] for key in keys] + ["seeds"] * _uneven(results)
+    lines = ["| | row | " + " | ".join(heads) + " |", "|---" * (len(heads) + 2) + "|"]
     for row in suite.rows():
         if not (seeds := results.get(row.name)):
             continue
         cells = [spread([seed[key] for seed in seeds]) if key in seeds[0] else "" for key in keys]
+        cells += [str(len(seeds))] * _uneven(results)
         lines.append(
             f"| {row.group} | {row.name.removeprefix(f'{row.group}: ')} | "
             + " | ".join(cells)

@@ -1,6 +1,6 @@
 """Start a local page to try a student beside its teacher.
 
-    pip install 'tdmvid[playground]'
+    pip install '.[playground]' -c constraints-playground.txt    # in the clone
     tdmvid playground --lora runs/shapes_4nfe/lora
     tdmvid playground --lora runs/X/lora --model THUDM/CogVideoX-2b --teacher-steps 25 --port 8080
 

@@ -25,7 +25,7 @@ from ..parallel import launch
 from .sample import Sampler, find_untrained
 from .side_by_side import Made, compare, encode, make, plan_sample, teacher_of
 
-INSTALL = "pip install 'tdmvid[playground]'"
+INSTALL = "in the clone, pip install '.[playground]' -c constraints-playground.txt"
 POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self'"
     " 'unsafe-inline'; img-src 'self' data: blob:; media-src 'self' data: blob:; font-src 'self'"

@@ -36,7 +36,7 @@ MISSING = [
     name
     for name, there in {
         "chromium (apt-get install chromium)": CHROMIUM,
-        "gradio (pip install 'tdmvid[playground]')": importlib.util.find_spec("gradio"),
+        "gradio (pip install '.[playground]')": importlib.util.find_spec("gradio"),
     }.items()
     if not there
 ]
@@ -166,7 +166,7 @@ def test_the_teacher_samples_with_what_its_student_has_learned(backbone, student
 
 def test_without_gradio_the_command_names_what_installs_it(student, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with refused("error", "gradio", "pip install 'tdmvid[playground]'", error=SystemExit):
+    with refused("error", "gradio", "pip install '.[playground]'", error=SystemExit):
         main(["playground", "--lora", str(student)])
 
 

@@ -112,14 +112,14 @@ class _Model:
 def _lack_of_cogvideox(backbone: Backbone) -> str:
     spec: Any = backbone.spec
     shift = spec.read_scheduler(backbone.folder).config.snr_shift_scale
-    wrapper = "; use ComfyUI-CogVideoXWrapper with the diffusers file instead"
+    instead = "; use diffusers instead"
     if shift != 1:
         return (
             "it uses noise levels without snr_shift_scale for every CogVideoX, but this base has"
-            f" {shift:g}{wrapper}"
+            f" {shift:g}{instead}"
         )
     if backbone.network.config.patch_size_t is None:
-        return f"it stretches the position embeddings of every CogVideoX except 1.5{wrapper}"
+        return f"it stretches the position embeddings of every CogVideoX except 1.5{instead}"
     return ""
 
 

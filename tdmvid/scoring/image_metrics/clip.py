@@ -15,7 +15,7 @@ from torch import Tensor
 from ..preflight import Needed
 from .base import ImageMetric, ImageSet, by_prompt, load_state, read_rgb
 
-OPEN_CLIP = Needed("open_clip", "pip install 'tdmvid[image-metrics]'", package=True)
+OPEN_CLIP = Needed("open_clip", "pip install '.[image-metrics]' in the clone", package=True)
 WEIGHTS = Needed(
     "clip/open_clip_model.safetensors",
     "https://huggingface.co/timm/vit_large_patch14_clip_224.openai",

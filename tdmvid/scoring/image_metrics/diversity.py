@@ -16,7 +16,7 @@ WEIGHTS = Needed(
     "torch/hub/checkpoints/alexnet-owt-7be5be79.pth",
     "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
 )
-LPIPS = Needed("lpips", "pip install 'tdmvid[image-metrics]'", package=True)
+LPIPS = Needed("lpips", "pip install '.[image-metrics]' in the clone", package=True)
 
 
 def lpips_distance(

@@ -17,7 +17,9 @@ WEIGHTS = Needed(
     "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
     "weights-inception-2015-12-05-6726825d.pth",
 )
-TORCH_FIDELITY = Needed("torch_fidelity", "pip install 'tdmvid[image-metrics]'", package=True)
+TORCH_FIDELITY = Needed(
+    "torch_fidelity", "pip install '.[image-metrics]' in the clone", package=True
+)
 SMALLEST_SET = 4
 """Minimum number of images: every image needs three neighbours, and the covariance of FID more than
 one image.
