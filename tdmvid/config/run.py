@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from .data import BatchConfig, PromptConfig, RealConfig
 from .evaluation import EvaluateConfig
@@ -27,16 +28,19 @@ NAME_BYTES = 200
 _DISCRIMINATOR = OptimConfig(lr=5e-4)
 
 
+def _is_idle(dotted: str, default: Any, run: RunConfig) -> bool:
+    """Return whether a setting of the discriminator is given to a method without one."""
+    return "discriminator" not in run.objective.roles and value_of(run, dotted) != default
+
+
 def _without_discriminator(section: str, default: RealConfig | OptimConfig) -> Iterator[Rule]:
     """Yield rules against settings of a section that only a discriminator reads."""
     for field in fields(default):
         if field.name == "cache":  # a place, which may be given for all runs
             continue
-        dotted, usual = f"{section}.{field.name}", getattr(default, field.name)
+        dotted = f"{section}.{field.name}"
         yield Rule(
-            lambda run, dotted=dotted, usual=usual: (
-                "discriminator" not in run.objective.roles and value_of(run, dotted) != usual
-            ),
+            partial(_is_idle, dotted, getattr(default, field.name)),
             dotted,
             "has no effect with objective.kind={objective.kind}, which has no discriminator:"
             " remove it, or use objective.kind='gan'",

@@ -134,8 +134,19 @@ def config_mismatches(config: EvaluationConfig, student: Path) -> tuple[str, ...
     )
     side = config.teacher
     asked = _guidance(side.cfg, side.cfg_2, side.use_dynamic_cfg, side.negative)
-    differs = f"The student was trained with {own}, and its teacher is sampled with {asked}."
-    return (*found, differs) if own != asked else found
+    if own != asked:
+        differs = f"The student was trained with {own}, and its teacher is sampled with {asked}."
+        found = (*found, differs)
+    if learned.get("shift", side.shift) != side.shift:
+        shifts = map(_shift, (learned["shift"], side.shift))
+        differs = "In training the teacher was sampled with {}, and here with {}.".format(*shifts)
+        found = (*found, differs)
+    return found
+
+
+def _shift(shift: float) -> str:
+    """Describe the flow shift of a teacher's times."""
+    return f"flow shift {shift:g}" if shift else "its scheduler's flow shift"
 
 
 def _guidance(cfg: float, cfg_2: float | None, dynamic: bool, negative: str) -> str:

@@ -73,6 +73,18 @@ def test_results_say_that_the_teacher_is_guided_in_another_way_than_in_training(
     assert "3.5 and 3 by expert, dynamic," in note
 
 
+def test_results_say_that_the_teacher_has_another_flow_shift_than_in_training(tmp_path):
+    def notes(here, **learned):
+        facts = {"teacher": {"guidance": 3.0, "negative_prompt": ""} | learned}
+        (tmp_path / "export.json").write_text(json.dumps(facts))
+        side = TeacherSampling(cfg=3.0, shift=here)
+        return config_mismatches(ImageConfig(prompts="p.txt", teacher=side), tmp_path)
+
+    assert notes(3.0, shift=3.0) == notes(0.0, shift=0.0) == notes(3.0) == ()
+    [note] = notes(0.0, shift=3.0)
+    assert "flow shift 3," in note and "its scheduler's flow shift" in note
+
+
 def test_a_file_is_no_folder_of_samples(tmp_path):
     (tmp_path / "a.png").touch()
     with refused(tmp_path / "a.png", "not a folder"):
