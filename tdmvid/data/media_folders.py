@@ -45,10 +45,10 @@ def media_files(folder: Path, kinds: set[str], *, listed: Iterable[str] = ()) ->
     return found
 
 
-def _name_kinds(kinds: set[str]) -> str:
+def _name_kinds(kinds: set[str], plural: str = "") -> str:
     """Return what files of these types are, because a list of all types hides the cause."""
     names = {"video": VIDEOS, "image": IMAGES}
-    return " or ".join(name for name, known in names.items() if kinds & known)
+    return " or ".join(f"{name}{plural}" for name, known in names.items() if kinds & known)
 
 
 def split_files(folder: Path, kinds: set[str]) -> tuple[list[Path], list[Path]]:
@@ -70,7 +70,7 @@ def split_files(folder: Path, kinds: set[str]) -> tuple[list[Path], list[Path]]:
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(
-            f"{str(folder)!r} is not a folder: use a folder that contains a {_name_kinds(kinds)}"
+            f"{str(folder)!r} is not a folder: use one that contains {_name_kinds(kinds, 's')}"
         )
     found: list[Path] = []
     others: list[Path] = []

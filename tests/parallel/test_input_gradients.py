@@ -4,6 +4,7 @@ call as a training step.
 
 from __future__ import annotations
 
+import json
 from functools import partial
 
 import pytest
@@ -17,8 +18,10 @@ from tdmvid.data.video import write_video
 from tdmvid.parallel.deepspeed_engine import has_graph
 from tdmvid.train.trainer import train
 
+PLAIN = {"algorithm": "sgd", "clip": 0.0, "lr": 0.05}
+"""Plain gradient descent."""
 KINDS = {
-    "gan": ("objective.weight=5",),
+    "gan": ("objective.weight=5", f"discriminator={json.dumps(PLAIN)}"),
     "fisher": ("parallel.gradient_checkpointing=true", "real.path="),
 }
 
@@ -33,15 +36,12 @@ def settings(tmp_path_factory):
     """Write the config of a run with three steps of plain gradient descent, which shows a wrong
     factor of the gradient.
     """
-    import json
-
     folder = tmp_path_factory.mktemp("through")
     torch.manual_seed(0)
     BUILDERS["CogVideoXPipeline"].build("sincos").save_pretrained(folder / "model")
     for number in range(5):
         write_video(folder / "real" / f"{number}.mp4", torch.rand(3, 9, 32, 32) * 2 - 1, fps=8)
     (folder / "prompts.txt").write_text("a red circle moves left\na blue square moves right\n")
-    optim = {"algorithm": "sgd", "clip": 0.0, "lr": 0.05}
     (folder / "run.json").write_text(
         json.dumps(
             {
@@ -52,9 +52,8 @@ def settings(tmp_path_factory):
                 "lora": {"rank": 2, "alpha": 4},
                 "real": {"path": str(folder / "real"), "cache": str(folder / "latents")},
                 "objective": {"cfg": 2.0, "rollout": "full"},
-                "student": optim,
-                "fake": optim,
-                "discriminator": optim,
+                "student": PLAIN,
+                "fake": PLAIN,
                 "batch": {"micro": 2, "accumulation": 2},
                 "log": {"checkpoint_every": 3, "sample_every": 0, "teacher_steps": 2},
             }

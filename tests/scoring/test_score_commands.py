@@ -130,7 +130,7 @@ def test_vbench_run_samples_once_scores_and_compares(tmp_path, student, call, mo
     [
         ("text", {}, ("plain.txt",)),
         ("fid", {"seeds": 1}, ("4", "2 images")),
-        ("precision_recall", {"reference": "nowhere"}, ("4", "0 pictures", "'nowhere'")),
+        ("precision_recall", {"reference": "nowhere"}, ("reference='nowhere'", "images")),
     ],
 )
 def test_what_could_not_be_measured_is_refused_before_it_is_sampled(
