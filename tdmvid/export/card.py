@@ -17,23 +17,14 @@ from ..config import RunConfig
 from ..config.json_files import read_object
 from ..config.parse import map_paths
 from ..data.files import write_text
-from ..data.markdown import code, escape, front_matter, one_line, read_front_matter
+from ..data.markdown import code, escape, front_matter
 from .base_name import name_base
 from .consumers import consumers
+from .licence import licence_text, stated_licence
 from .student import Provenance, Student
 
 HOMES = (Path("/home"), Path("/Users"))
 """Folders of home folders."""
-
-
-def base_licence(folder: Path) -> dict[str, str]:
-    """Return licence, licence name and link from the base's own model card; {} if it has none."""
-    card = folder / "README.md"
-    if not card.is_file():
-        return {}
-    stated = read_front_matter(card.read_text(encoding="utf-8", errors="replace"))
-    keys = ("license", "license_name", "license_link")
-    return {key: one_line(stated[key]) for key in keys if isinstance(stated.get(key), str)}
 
 
 def write_card(folder: Path, student: Student, facts: dict, samples: list[str]) -> None:
@@ -59,7 +50,7 @@ def write_card(folder: Path, student: Student, facts: dict, samples: list[str]) 
         *_scores(provenance),
         *_recipe(provenance.config, facts["model"]),
         "## Licence",
-        _licence(backbone, facts),
+        licence_text(backbone.folder, name_base(facts["model"]).title),
     ]
     write_text(folder / "README.md", "\n\n".join(parts) + "\n")
 
@@ -73,7 +64,7 @@ def _front_matter(student: Student, facts: dict) -> str:
     made = "video" if backbone.stock.output == "frames" else "image"
     values: dict[str, Any] = {
         **base,
-        **base_licence(backbone.folder),
+        **stated_licence(backbone.folder),
         "library_name": "diffusers",
         "pipeline_tag": f"{given}-to-{made}",
         "tags": [
@@ -396,17 +387,3 @@ def _recipe(config: dict, base: dict) -> list[str]:
         "## Training",
         f"Config of the run, without its folders, log and evaluation:\n\n```json\n{text}\n```",
     ]
-
-
-def _licence(backbone: Backbone, facts: dict) -> str:
-    stated = base_licence(backbone.folder)
-    if not stated:
-        return (
-            f"The licence of the base model, {code(name_base(facts['model']).title)}, applies. Its"
-            " folder does not state a licence."
-        )
-    name = escape(stated.get("license_name", stated.get("license", "")))
-    link = stated.get("license_link", "")
-    web = re.fullmatch(r"https?://[\w./~%?=&#:+-]+", link)
-    shown = f" ({link if web else escape(link)})" if link else ""
-    return f"The licence of the base model applies: {name}{shown}."

@@ -4,11 +4,15 @@ The files themselves are not included. Names, suffixes and loading follow them: 
 SD3 (at a scale of 0.125) and CogVideoX-2B, a `.pt` for Stable Diffusion 1.5.
 """
 
+import json
+
 import pytest
 import torch
 from families import BUILDERS
+from refusals import refused
 from safetensors.torch import save_file
 
+from tdmvid.adapters.bundle import check_grid
 from tdmvid.adapters.extract import adapt
 from tdmvid.adapters.read import read_lora
 from tdmvid.backbones.registry import load_backbone
@@ -93,3 +97,21 @@ def test_a_published_layout_is_read_as_stock_diffusers_reads_it(tmp_path, case):
         return ((a - theirs).norm() / theirs.norm()).item()
 
     assert difference(ours) < 1e-5 and difference(plain) > 1e-2
+
+
+def test_a_published_file_does_not_belong_to_the_export_beside_it(tmp_path):
+    """export.json counts for the files that it lists, and a run's folder is no student's."""
+    (tmp_path / "own.safetensors").touch()
+    (tmp_path / "other.safetensors").touch()
+    facts = {"timesteps": [999, 499], "files": ["own.safetensors"]}
+    (tmp_path / "export.json").write_text(json.dumps(facts))
+    check_grid([999, 749], tmp_path / "other.safetensors")
+    with refused("timesteps='999, 749'", "'999, 499'"):
+        check_grid([999, 749], tmp_path / "own.safetensors")
+    run = tmp_path / "run"
+    (run / "lora").mkdir(parents=True)
+    (run / "lora" / "export.json").write_text(json.dumps(facts))
+    (run / "other.safetensors").touch()
+    check_grid([999, 749], run / "other.safetensors")
+    with refused("run's folder"):
+        check_grid([999, 749], run)

@@ -18,7 +18,7 @@ from refusals import refused
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from tdmvid.adapters.bundle import check_grid, read_facts
+from tdmvid.adapters.bundle import read_facts
 from tdmvid.adapters.teacher import load_teacher
 from tdmvid.backbones.lora_files import LORA_FILE
 from tdmvid.backbones.registry import load_backbone
@@ -214,24 +214,6 @@ def test_a_published_lora_becomes_a_bundle_with_its_own_grid_and_scale(run, base
     again = load_backbone(base.config, SIZE)
     found = latents(again, tmp_path / "theirs")
     assert difference(found, latents(again, tmp_path / "mine")) < 1e-4
-
-
-def test_a_published_file_does_not_belong_to_the_export_beside_it(tmp_path):
-    """export.json counts for the files that it lists, and a run's folder is no student's."""
-    (tmp_path / "own.safetensors").touch()
-    (tmp_path / "other.safetensors").touch()
-    facts = {"timesteps": [999, 499], "files": ["own.safetensors"]}
-    (tmp_path / "export.json").write_text(json.dumps(facts))
-    check_grid([999, 749], tmp_path / "other.safetensors")
-    with refused("timesteps='999, 749'", "'999, 499'"):
-        check_grid([999, 749], tmp_path / "own.safetensors")
-    run = tmp_path / "run"
-    (run / "lora").mkdir(parents=True)
-    (run / "lora" / "export.json").write_text(json.dumps(facts))
-    (run / "other.safetensors").touch()
-    check_grid([999, 749], run / "other.safetensors")
-    with refused("run's folder"):
-        check_grid([999, 749], run)
 
 
 @pytest.mark.slow
