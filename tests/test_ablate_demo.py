@@ -61,6 +61,11 @@ def test_every_row_is_a_valid_run(row):
     assert (config.objective.rollout == "stream") == streams, "variants are the demo otherwise"
 
 
+def test_the_page_states_the_rate_of_the_demo_s_fake():
+    config = load_config(demo.DEMO)
+    assert f"fake has {config.fake.lr / config.student.lr:g} times" in DemoSuite.note
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("row", demo.ROWS[2:4], ids=lambda row: row.name)
 def test_slower_iterations_get_fewer_of_them(row, tmp_path, monkeypatch):

@@ -16,6 +16,7 @@ from ..backbones.weight_files import component_class
 from ..config import RunConfig
 from ..config.json_files import read_object
 from ..config.parse import map_paths
+from ..config.paths import home_path
 from ..data.files import write_text
 from ..data.markdown import code, escape, front_matter
 from .base_name import name_base
@@ -145,7 +146,7 @@ def _named(adapter: dict) -> Iterator[str]:
 def _place(path: str) -> str:
     """Return the last two components of a path, without the machine's folders and user names."""
     place = Path(path)
-    homes = (Path.home(), *(folder / place.parent.name for folder in HOMES))
+    homes = (home_path("~"), *(folder / place.parent.name for folder in HOMES))
     return place.name if place.parent in homes else "/".join(place.parts[-2:])
 
 

@@ -23,7 +23,7 @@ from ..adapters.bundle import (
 from ..adapters.load import load_beside, load_lora, networks_of
 from ..adapters.teacher import read_adapters
 from ..backbones.registry import families
-from ..backbones.weight_files import component_class
+from ..backbones.weight_files import component_class, load_whole
 from ..config import ModelConfig, from_dict, short
 from ..config.json_files import read_object
 from ..config.resources import find_model
@@ -110,7 +110,7 @@ def _load_base(folder: Path, facts: Mapping[str, Any], own: torch.dtype) -> Any:
     if "rank" not in facts:
         kind = read_object(folder / "config.json")["_class_name"]
         with reading(folder):
-            network = getattr(diffusers, kind).from_pretrained(folder, dtype=own)
+            network = load_whole(getattr(diffusers, kind), folder, dtype=own)
         settings[facts["network"]] = network
     base, kind = find_model(model["path"]), getattr(diffusers, facts["pipeline"])
     with reading(model["path"]):

@@ -25,6 +25,7 @@ from ..adapters.step_condition import condition_on_steps
 from ..adapters.teacher import DIGESTS, adapters_of, load_teacher
 from ..backbones.base import Backbone
 from ..backbones.experts import Experts
+from ..backbones.weight_files import load_whole
 from ..config import RunConfig
 from ..config.json_files import read_object
 from ..data.items import Item, gallery_items, read_items
@@ -223,7 +224,7 @@ def export_tuned(
     check_grid(list_timesteps(backbone, grid), folder)
     reference = draw_reference(backbone, items_of(request, backbone), request.seed)
     with reading(folder):
-        network = type(backbone.network).from_pretrained(folder)
+        network = load_whole(type(backbone.network), folder)
     tensors = {name: parameter.detach() for name, parameter in network.named_parameters()}
     provenance = Provenance(origin=f"From the fine-tuned network {code(folder.name)}.")
     student = _tuned_student(backbone, grid, tensors, reference, provenance)

@@ -18,6 +18,7 @@ from ..adapters.teacher import load_teacher
 from ..backbones.base import Backbone
 from ..backbones.dtype import torch_dtype
 from ..backbones.registry import find_family
+from ..backbones.weight_files import load_whole
 from ..config import ClipSize, ModelConfig, from_dict, short
 from ..config.data import is_hub_id
 from ..config.resources import find_embedded_size, find_model
@@ -86,7 +87,7 @@ def use_student(
         check_scheduler(pipeline.scheduler, folder, even_sigmas=backbone.stock.even_sigmas)
         return _with_steps(pipeline, backbone, folder, steps)
     with reading(folder):
-        network = type(backbone.network).from_pretrained(folder, dtype=torch_dtype(backbone.config))
+        network = load_whole(type(backbone.network), folder, dtype=torch_dtype(backbone.config))
     network = network.to(backbone.device)
     pipeline.register_modules(**{backbone.spec.network_folder: network})
     timesteps = read_facts(folder).get("timesteps")

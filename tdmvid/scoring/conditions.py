@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -83,16 +84,10 @@ def sample_conditions(
         All cells with their scores.
     """
 
+    sampling: Any = {"backbone": backbone, "world": world, "batch": batch, "cache": cache}
+
     def made(folder: str, sampler: Sampler) -> Path:
-        sample_videos(
-            out / folder,
-            shots,
-            backbone=backbone,
-            sampler=sampler,
-            world=world,
-            batch=batch,
-            cache=cache,
-        )
+        sample_videos(out / folder, shots, sampler=sampler, **sampling)
         return out / folder
 
     def measures(folder: Path) -> dict[str, float]:

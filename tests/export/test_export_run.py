@@ -16,7 +16,7 @@ from diffusers import CogVideoXTransformer3DModel
 from exported import PROMPTS, SIZE, latents
 from refusals import refused
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from tdmvid.adapters.bundle import read_facts
 from tdmvid.adapters.teacher import load_teacher
@@ -228,6 +228,15 @@ def test_a_fine_tuned_folder_becomes_a_lora(tuned, base, tmp_path):
     )
     same = export_run(tmp_path / "run", tuned, ExportRequest(rank=2, prompts=PROMPTS))
     assert facts["extraction"]["error"] == pytest.approx(same["extraction"]["error"], rel=1e-3)
+    weights = tmp_path / "whole" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(weights)
+    lost = tensors.popitem()[0]
+    save_file(tensors, weights, metadata={"format": "pt"})
+    request = ExportRequest(rank=2, prompts=PROMPTS)
+    with refused(tmp_path / "whole", lost):
+        export_tuned(tmp_path / "b", tmp_path / "whole", base, uniform(4, base.process), request)
+    with refused(tmp_path / "whole", lost):
+        load_pipeline(tmp_path / "whole")
 
 
 @pytest.mark.slow
